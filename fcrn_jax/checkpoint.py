@@ -1,0 +1,228 @@
+"""What a workdir holds: config, state, data position, thresholds.
+
+A checkpoint has three items: `variables` (what inference needs: the averaged
+weights where the run keeps an average, and batch_stats), `training` (the rest
+of the state) and `data` (the position in the input). The only module that
+knows orbax.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+PathLike = str | os.PathLike
+
+
+def write_json(path: PathLike, value: Any) -> None:
+  """Writes a JSON file under a temporary name, then renames it."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  temporary.write_text(json.dumps(value, indent=2) + "\n")
+  os.replace(temporary, path)
+
+
+def read_json(path: PathLike) -> Any:
+  """The JSON file's value; a ValueError names a file that is not JSON."""
+  try:
+    return json.loads(pathlib.Path(path).read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+def write_config(workdir: PathLike, config: ConfigDict) -> None:
+  """Saves workdir/config.json."""
+  write_json(pathlib.Path(workdir) / "config.json", config.to_dict())
+
+
+def read_config(workdir: PathLike) -> ConfigDict:
+  """The config that the workdir was trained with; lists become tuples."""
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.is_file():
+    raise ValueError(
+      f"{workdir} has no config.json, so it is no workdir of a training run;"
+      " pass the --workdir that experiments.train wrote."
+    )
+  return ConfigDict(_tuples(read_json(path))).lock()
+
+
+def _tuples(value):
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return tuple(_tuples(item) for item in value)
+  return value
+
+
+class Checkpointer:
+  """Saves and restores a training run's checkpoints under a workdir."""
+
+  def __init__(self, workdir: PathLike, max_to_keep: int = 2):
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+    self._manager = ocp.CheckpointManager(directory, options=options)
+
+  @property
+  def latest_step(self) -> int | None:
+    """Step of the newest whole checkpoint, None without one."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any, data: Mapping) -> None:
+    """Starts saving in the background; a step that is there stays."""
+    if step in self._manager.all_steps():
+      return
+    variables, training = _parts(state)
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        variables=ocp.args.StandardSave(variables),
+        training=ocp.args.StandardSave(training),
+        data=ocp.args.JsonSave(dict(data)),
+      ),
+      force=True,
+    )
+
+  def restore(self, state: Any, step: int | None = None) -> tuple[Any, dict]:
+    """(state, data position) of `step` or the newest; `state` is the pattern.
+
+    Raises ValueError that lists the differences where the checkpoint is of
+    another network or optimizer.
+    """
+    step = self.latest_step if step is None else step
+    variables, training = _parts(state)
+    verify(self._manager, step, "variables", variables)
+    verify(self._manager, step, "training", training)
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        variables=ocp.args.StandardRestore(variables),
+        training=ocp.args.StandardRestore(training),
+        data=ocp.args.JsonRestore(),
+      ),
+    )
+    return _state(state, restored.variables, restored.training), restored.data
+
+  def reached_preemption(self, step: int) -> bool:
+    """Whether the machine is about to be taken away."""
+    # Without JAX's preemption service there is nobody to ask.
+    if not jax.distributed.is_initialized():
+      return False
+    return self._manager.reached_preemption(step)
+
+  def close(self) -> None:
+    """Waits for what is being saved."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def restore_for_inference(
+  workdir: PathLike, step: int | None = None
+) -> tuple[ConfigDict, dict, int]:
+  """(config, variables, step) of a workdir, on the default device.
+
+  The variables are the averaged weights where the run kept an average.
+  """
+  config = read_config(workdir)
+  directory = pathlib.Path(workdir).absolute() / "checkpoints"
+  steps = []
+  if directory.is_dir():
+    manager = ocp.CheckpointManager(
+      directory, options=ocp.CheckpointManagerOptions(read_only=True)
+    )
+    steps = sorted(manager.all_steps())
+  if not steps or (step is not None and step not in steps):
+    wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+    raise ValueError(
+      f"{workdir} has no {wanted} (found: {steps}); train further, or name"
+      " another workdir or step."
+    )
+  step = steps[-1] if step is None else step
+  saved = _item_metadata(manager, step, "variables")
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  pattern = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+    saved,
+  )
+  restored = manager.restore(
+    step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(pattern))
+  )
+  manager.close()
+  return config, dict(restored.variables), step
+
+
+def verify(
+  manager: ocp.CheckpointManager, step: int, item: str, expected: Any
+) -> None:
+  """Compares names and shapes of a saved item with those expected."""
+  saved = _shapes(_item_metadata(manager, step, item))
+  wanted = _shapes(expected)
+  differences = [
+    f"{name}: {saved.get(name, 'absent')} in the checkpoint,"
+    f" {wanted.get(name, 'absent')} in the run"
+    for name in sorted(saved.keys() | wanted.keys())
+    if saved.get(name) != wanted.get(name)
+  ]
+  if differences:
+    more = len(differences) - 10
+    listed = "\n  ".join(differences[:10])
+    listed += f"\n  and {more} more" if more > 0 else ""
+    raise ValueError(
+      f"checkpoint {step} in {manager.directory} is of another network or"
+      " optimizer than the config; use a new --workdir, or the config that"
+      f" the workdir was started with:\n  {listed}"
+    )
+
+
+def _item_metadata(manager, step, item):
+  metadata = manager.item_metadata(step)[item]
+  return getattr(metadata, "tree", metadata)
+
+
+def _shapes(tree):
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    "/".join(_key(part) for part in path): tuple(leaf.shape)
+    for path, leaf in leaves
+  }
+
+
+def _key(part):
+  for name in ("key", "name", "idx"):
+    if hasattr(part, name):
+      return str(getattr(part, name))
+  return str(part)
+
+
+def _parts(state):
+  """The state as (variables, training); see the module."""
+  averaged = state.ema is not None
+  variables = {
+    "params": state.ema if averaged else state.params,
+    "batch_stats": state.batch_stats,
+  }
+  training = {
+    "step": state.step,
+    "opt_state": state.opt_state,
+    "key": state.key,
+  }
+  if averaged:
+    training["params"] = state.params
+  return variables, training
+
+
+def _state(pattern, variables, training):
+  averaged = pattern.ema is not None
+  return pattern.replace(
+    step=training["step"],
+    params=training["params"] if averaged else variables["params"],
+    batch_stats=variables["batch_stats"],
+    opt_state=training["opt_state"],
+    ema=variables["params"] if averaged else None,
+    key=training["key"],
+  )

@@ -1,0 +1,152 @@
+"""One training step as one device sees it; training.parallel runs it on all."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from fcrn_jax import losses
+from fcrn_jax.types import Array, Preprocessing
+
+AXIS = "batch"
+
+
+class LossOptions(NamedTuple):
+  """What is minimised: semantic loss + box_weight x box loss."""
+
+  k: int | None = 512  # hard pixels of the category loss; Table 7
+  threshold: float | None = None
+  scope: str = "crop"
+  box_k: int | None = 512  # ours: section 2.2 calls it "similar"
+  box_weight: float = 1.0  # ours; the paper trains two networks separately
+  box_unit: float = 1.0  # pixels per unit of the box loss
+
+
+class TrainState(struct.PyTreeNode):
+  """Everything that a continued run needs beside the data's position.
+
+  `ema` is an exponential moving average of params, or None.
+  """
+
+  step: Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  ema: Any
+  key: Array
+
+
+def create_state(
+  key: Array, variables: Mapping, tx: optax.GradientTransformation, ema: float
+) -> TrainState:
+  """State before the first step; `ema` is the decay, 0 for none."""
+  params = variables["params"]
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables.get("batch_stats", {}),
+    opt_state=tx.init(params),
+    ema=jax.tree.map(jnp.array, params) if ema else None,
+    key=key,
+  )
+
+
+def make_train_step(
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  options: LossOptions,
+  preprocessing: Preprocessing,
+  ema: float = 0.0,
+) -> Callable:
+  """step(state, batch) -> (state, metrics), under a mapped axis AXIS.
+
+  Gradients and metrics are means over devices, so that the state stays equal
+  on all of them. The random key depends on step and device alone.
+  """
+
+  def step(state: TrainState, batch: Mapping[str, Array]):
+    key = jax.random.fold_in(state.key, state.step)
+    key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+
+    def loss_fn(params):
+      variables = {"params": params, "batch_stats": state.batch_stats}
+      outputs, updates = model.apply(
+        variables,
+        preprocessing(batch["image"]),
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": key},
+      )
+      loss, metrics = total_loss(outputs, batch, options)
+      return loss, (metrics, updates.get("batch_stats", state.batch_stats))
+
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (_, (metrics, batch_stats)), gradients = gradient_fn(state.params)
+    gradients, metrics, batch_stats = jax.lax.pmean(
+      (gradients, metrics, batch_stats), AXIS
+    )
+    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.ema
+    if average is not None:
+      # A young average follows the weights more closely.
+      decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+      average = optax.incremental_update(params, average, 1 - decay)
+    metrics["gradient_norm"] = optax.global_norm(gradients)
+    state = state.replace(
+      step=state.step + 1,
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+      ema=average,
+    )
+    return state, metrics
+
+  return step
+
+
+def total_loss(
+  outputs: Mapping[str, Array], batch: Mapping[str, Array], options: LossOptions
+) -> tuple[Array, dict[str, Array]]:
+  """Loss of the heads that the model has, and scalars for the log."""
+  total, metrics = 0.0, {}
+  if "semantic" in outputs:
+    loss, stats = losses.bootstrapped_cross_entropy(
+      outputs["semantic"],
+      batch["semantic"].astype(jnp.int32),
+      k=options.k,
+      threshold=options.threshold,
+      scope=options.scope,
+      axis_name=AXIS,
+    )
+    total += loss
+    metrics |= {"semantic_loss": loss} | _named("semantic", stats)
+  if "boxes" in outputs:
+    loss, stats = losses.bootstrapped_box_loss(
+      outputs["boxes"],
+      batch["boxes"],
+      batch["classes"].astype(jnp.int32),
+      batch["valid"],
+      batch["weights"],
+      k=options.box_k,
+      scope=options.scope,
+      unit=options.box_unit,
+      axis_name=AXIS,
+    )
+    total += options.box_weight * loss
+    metrics |= {"box_loss": loss} | _named("box", stats)
+  return total, {"loss": total} | metrics
+
+
+def _named(head, stats):
+  """Flat scalars: kept pixels' share is one entry per category."""
+  scalars = {
+    f"{head}_{name}": value for name, value in stats.items() if name != "share"
+  }
+  for category, share in enumerate(stats["share"]):
+    scalars[f"{head}_share_{category}"] = share
+  return scalars

@@ -1,0 +1,47 @@
+"""metrics.jsonl: one JSON object a line, each with its `step`."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+
+class MetricsWriter:
+  """Appends to workdir/metrics.jsonl; only process 0 writes.
+
+  On a continued run the lines of steps after the checkpoint are dropped, so
+  that each step stands once.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, step: int, enabled: bool):
+    self._path = pathlib.Path(workdir) / "metrics.jsonl"
+    self._enabled = enabled
+    if not enabled or not self._path.exists():
+      return
+    kept = [row for row in read(self._path) if row["step"] <= step]
+    temporary = self._path.with_suffix(".jsonl.tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    os.replace(temporary, self._path)
+
+  def write(self, step: int, scalars: Mapping[str, float]):
+    """Adds one line; numbers that JSON cannot hold become null."""
+    if not self._enabled:
+      return
+    row = {"step": int(step)}
+    for name, value in scalars.items():
+      value = float(value)
+      row[name] = round(value, 7) if math.isfinite(value) else None
+    with self._path.open("a") as file:
+      file.write(json.dumps(row) + "\n")
+
+
+def read(path: str | os.PathLike) -> list[dict]:
+  """Rows of a metrics.jsonl; a half-written last line is left out."""
+  rows = []
+  for line in pathlib.Path(path).read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
