@@ -1,0 +1,165 @@
+"""Convolution, normalisation and pooling with explicit symmetric padding.
+
+Every operation here gives a strided network and its dilated counterpart the
+same sums in the same order, so that the dense output subsampled equals the
+sparse one exactly (section 2.3 of the paper, the hole algorithm).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from fcrn_jax.types import Array
+
+HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+
+
+def conv(
+  x: Float[Array, "b h w i"],
+  kernel: Float[Array, "k k i o"],
+  stride: int = 1,
+  dilation: int = 1,
+) -> Float[Array, "b h2 w2 o"]:
+  """Odd-sized convolution, zero padding of dilation (k - 1) / 2 on each side.
+
+  Output size is ceil(size / stride); output cell i is centred on input cell
+  i * stride whatever the size.
+  """
+  if kernel.shape[0] == 1:
+    return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
+  padding = dilation * (kernel.shape[0] - 1) // 2
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    [(padding, padding)] * 2,
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+def max_pool(
+  x: Float[Array, "b h w c"], stride: int = 2, dilation: int = 1
+) -> Float[Array, "b h2 w2 c"]:
+  """3 x 3 maximum, padded symmetrically; dilated like a convolution."""
+  return jax.lax.reduce_window(
+    x,
+    -jnp.inf,
+    jax.lax.max,
+    (1, 3, 3, 1),
+    (1, stride, stride, 1),
+    [(0, 0), (dilation, dilation), (dilation, dilation), (0, 0)],
+    window_dilation=(1, dilation, dilation, 1),
+  )
+
+
+class Conv(nn.Module):
+  """A convolution kernel, HWIO; an affine map of its output can be folded in.
+
+  Parameters are float32, computation is in `dtype`.
+  """
+
+  features: int
+  size: int
+  stride: int = 1
+  dilation: int = 1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b h w i"],
+    affine: tuple[Float[Array, "o"], Float[Array, "o"]] | None = None,
+  ) -> Float[Array, "b h2 w2 o"]:
+    """conv(x) in `dtype`, or conv(x) * scale + bias for affine = both."""
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    kernel = self.param("kernel", HE, shape)
+    if affine is not None:
+      # Scaling the kernel instead of the output costs next to nothing and
+      # spares the gradient from keeping the unscaled output.
+      kernel = kernel * affine[0]
+    x = conv(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      self.stride,
+      self.dilation,
+    )
+    return x if affine is None else x + affine[1].astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation whose statistics are frozen, local or synced.
+
+  frozen: the running statistics, in training too, never updated (the paper's
+  fine-tuning); scale and bias stay trainable. local: the device's own batch.
+  synced: the batch of all devices of the axis "batch".
+  """
+
+  mode: str
+  momentum: float = 0.9  # ours; of the running statistics
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(
+    self, conv: Conv, x: Float[Array, "b h w i"], train: bool
+  ) -> Float[Array, "b h2 w2 o"]:
+    """The normalised output of `conv` for x, in conv's dtype."""
+    shape = (conv.features,)
+    scale = self.param("scale", nn.initializers.ones, shape)
+    bias = self.param("bias", nn.initializers.zeros, shape)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+    var = self.variable("batch_stats", "var", jnp.ones, shape)
+    if not train or self.mode == "frozen":
+      factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
+      return conv(x, (factor, bias - mean.value * factor))
+    x = conv(x)
+    batch_mean, batch_var = self._batch_statistics(x)
+    if not self.is_initializing():
+      keep = self.momentum
+      mean.value = keep * mean.value + (1 - keep) * batch_mean
+      var.value = keep * var.value + (1 - keep) * batch_var
+    factor = scale * jax.lax.rsqrt(batch_var + self.epsilon)
+    offset = bias - batch_mean * factor
+    return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+
+  def _batch_statistics(self, x):
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, (0, 1, 2))
+    square = jnp.mean(jnp.square(x), (0, 1, 2))
+    if self.mode == "synced" and not self.is_initializing():
+      mean, square = jax.lax.pmean((mean, square), "batch")
+    return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def wide_conv(
+  x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], dilation: int
+) -> Float[Array, "b h w o"]:
+  """A convolution of few output channels and a wide reach, in float32.
+
+  One product to k * k * o channels, followed by k * k shifted adds.
+  """
+  size, _, _, features = kernel.shape
+  padding = dilation * (size - 1) // 2
+  product = jnp.einsum(
+    "bhwi,yxio->yxbhwo", x, kernel, preferred_element_type=jnp.float32
+  )
+  height, width = x.shape[1:3]
+  total = 0
+  for row in range(size):
+    for column in range(size):
+      total += _shift(
+        product[row, column],
+        row * dilation - padding,
+        column * dilation - padding,
+      )
+  return total
+
+
+def _shift(x, dy, dx):
+  """y[i, j] = x[i + dy, j + dx], zero outside."""
+  return jax.lax.pad(
+    x,
+    jnp.zeros((), x.dtype),
+    [(0, 0, 0), (-dy, dy, 0), (-dx, dx, 0), (0, 0, 0)],
+  )
