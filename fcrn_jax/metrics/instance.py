@@ -1,0 +1,282 @@
+"""Scores of instance masks against true instances.
+
+`add` reduces an image to the IoUs of the pairs that overlap, a few kilobytes
+whatever the image's size, and `result` computes any protocol from those. The
+state pickles, so hosts can send theirs and `merge` them.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+from scipy import ndimage
+from scipy.sparse import coo_array, csr_array
+
+from fcrn_jax.metrics import protocols
+from fcrn_jax.types import Array
+
+Protocol = Literal["sds", "mnc", "coco", "matching"]
+_AP = {"sds": protocols.SDS, "mnc": protocols.MNC, "coco": protocols.COCO}
+
+# Masks one by one, or a label map whose value k is instance k, 0 none.
+Masks = Bool[Array, "m H W"] | Integer[Array, "H W"]
+
+
+class InstanceEvaluator:
+  """Collects images, then scores them by a protocol.
+
+  "sds": AP^r of Hariharan et al.: IoU > t, best uncovered true instance, all
+  recall steps; AP^r_vol is the mean over t = 0.1 ... 0.9.
+  "mnc": IoU >= t, best true instance (a false positive if it is taken),
+  11 recalls. "coco": pycocotools with 100 predictions an image and category.
+  "matching": one-to-one matching with the most pairs of IoU >= t, ties by
+  total IoU; TP / (TP + FP + FN) of all predictions, whatever their score.
+  A category without true instances has AP NaN and is left out of the mean.
+  """
+
+  def __init__(self, num_classes: int, protocol: Protocol = "sds"):
+    """num_classes counts the background; categories are 1 and up."""
+    if num_classes < 2:
+      raise ValueError(
+        f"num_classes is {num_classes}; it counts the background, so that one "
+        "category makes 2."
+      )
+    self.num_classes = num_classes
+    self.protocol = _checked(protocol)
+    self.images: list[protocols.Image] = []
+
+  def add(
+    self,
+    masks: Masks,
+    classes: Integer[Array, "m"],
+    scores: Float[Array, "m"],
+    gt_masks: Masks,
+    gt_classes: Integer[Array, "g"],
+    void: Bool[Array, "H W"] | None = None,
+  ) -> None:
+    """Adds one image; label maps are quicker than masks.
+
+    Masks may overlap. True instances without a pixel are left out. Void
+    pixels count neither way: they are cut out of all masks, and a prediction
+    that is wrong at threshold t is forgiven if more than t of it lay there.
+    (The published protocols know no void: pass None for their numbers.)
+    """
+    classes = self._categories("classes", classes)
+    gt_classes = self._categories("gt_classes", gt_classes)
+    scores = np.asarray(scores, np.float64)
+    masks = _instances("masks", masks, len(classes))
+    gt_masks = _instances("gt_masks", gt_masks, len(gt_classes))
+    if masks.shape[-2:] != gt_masks.shape[-2:]:
+      raise ValueError(
+        f"masks are {masks.shape[-2:]} pixels and gt_masks "
+        f"{gt_masks.shape[-2:]}; resize the masks to the image."
+      )
+    if scores.shape != classes.shape or np.isnan(scores).any():
+      raise ValueError(
+        f"scores have shape {scores.shape}; expected one number, not NaN, for "
+        f"each of the {len(classes)} masks."
+      )
+    self.images.append(
+      _reduce(masks, classes, scores, gt_masks, gt_classes, void)
+    )
+
+  def merge(self, other: "InstanceEvaluator") -> None:
+    """Adds the images of another evaluator, say of another host."""
+    if other.num_classes != self.num_classes:
+      raise ValueError(
+        f"other counts {other.num_classes} classes and this {self.num_classes};"
+        " merge evaluators of the same data."
+      )
+    self.images.extend(other.images)
+
+  def result(self, protocol: Protocol | None = None) -> dict:
+    """Scores by name, by the evaluator's protocol or another one.
+
+    sds, mnc: ap_r_0.5, ap_r_0.7, ap_r_vol. coco: ap, ap_0.5, ap_0.75. Each
+    also as <name>_per_class, a list with category k at k - 1.
+    matching: matching_<t>, matching_by_image_<t> (images with nothing to find
+    and nothing found left out) and touching_recall_<t> for t = 0.5, 0.55 ...
+    0.95; f1 and pq (all categories together) at 0.5; num_images,
+    num_instances, num_touching.
+    """
+    protocol = _checked(self.protocol if protocol is None else protocol)
+    if protocol == "matching":
+      return protocols.matching_scores(self.images)
+    ap = protocols.average_precision(
+      self.images, self.num_classes, _AP[protocol]
+    )
+    if protocol == "coco":
+      curves = {"ap": ap.mean(axis=0), "ap_0.5": ap[0], "ap_0.75": ap[5]}
+    else:
+      curves = {
+        "ap_r_0.5": ap[4], "ap_r_0.7": ap[6], "ap_r_vol": ap.mean(axis=0)
+      }  # fmt: skip
+    result = {
+      name: protocols.nanmean(values) for name, values in curves.items()
+    }
+    for name, values in curves.items():
+      result[f"{name}_per_class"] = values.tolist()
+    return result
+
+  def _categories(self, name: str, classes) -> np.ndarray:
+    classes = np.asarray(classes)
+    wrong = classes[(classes < 1) | (classes >= self.num_classes)]
+    if wrong.size:
+      raise ValueError(
+        f"{name} holds {wrong[0]}; expected 1 ... {self.num_classes - 1}: pass "
+        "only valid instances, and count the background in num_classes."
+      )
+    return classes.astype(np.int64)
+
+
+def connected_components(
+  semantic: Integer[Array, "H W"],
+  probs: Float[Array, "H W c"] | None = None,
+  min_area: int = 1,
+) -> tuple[
+  Integer[np.ndarray, "H W"],
+  Integer[np.ndarray, "m"],
+  Float[np.ndarray, "m"],
+]:
+  """The plain alternative to voting: each connected region is one instance.
+
+  Regions of one category, 8-neighbourhood, of at least min_area pixels, as a
+  label map (which `InstanceEvaluator.add` takes for masks), categories and
+  scores: the region's mean probability, or 1 without `probs`. Classes 0 and
+  255 are none.
+  """
+  semantic = np.asarray(semantic)
+  label_map = np.zeros(semantic.shape, np.int32)
+  classes, scores = [], []
+  for category in np.setdiff1d(semantic, [0, 255]):
+    regions, count = ndimage.label(semantic == category, np.ones((3, 3)))
+    area = np.bincount(regions.ravel(), minlength=count + 1)
+    large = area >= min_area
+    large[0] = False
+    number = np.where(large, len(classes) + np.cumsum(large), 0)
+    label_map += number[regions].astype(np.int32)
+    total = area
+    if probs is not None:
+      weights = np.asarray(probs)[..., category].ravel()
+      total = np.bincount(regions.ravel(), weights, count + 1)
+    classes.extend([int(category)] * np.count_nonzero(large))
+    scores.extend((total / np.maximum(area, 1))[large].tolist())
+  return label_map, np.array(classes, np.int64), np.array(scores, np.float64)
+
+
+def _checked(protocol: str) -> Protocol:
+  if protocol not in ("sds", "mnc", "coco", "matching"):
+    raise ValueError(
+      f"protocol is {protocol!r}; expected 'sds', 'mnc', 'coco' or 'matching'."
+    )
+  return protocol
+
+
+def _instances(name: str, masks, count: int) -> np.ndarray:
+  masks = np.asarray(masks)
+  found = len(masks) if masks.ndim == 3 else masks.max(initial=0)
+  lowest = 0 if masks.ndim == 3 else masks.min(initial=0)
+  if lowest < 0 or found > count or (masks.ndim == 3 and found < count):
+    raise ValueError(
+      f"{name} hold instance {lowest if lowest < 0 else found} and there are "
+      f"{count} classes; expected one class for each instance, in order."
+    )
+  return masks
+
+
+def _reduce(
+  masks, classes, scores, gt_masks, gt_classes, void
+) -> protocols.Image:
+  """The IoUs, void shares and neighbours of one image."""
+  order = np.argsort(-scores, kind="stable")
+  truths = list(_layers(gt_masks))
+  if void is not None:
+    truths = [np.where(void, 0, layer) for layer in truths]
+  area, whole = np.zeros((2, len(classes) + 1), np.int64)
+  rows, columns = [], []
+  for layer in _layers(masks):
+    whole += np.bincount(layer.ravel(), minlength=len(whole))
+    if void is not None:
+      layer = np.where(void, 0, layer)
+    area += np.bincount(layer.ravel(), minlength=len(area))
+    for truth in truths:
+      both = np.flatnonzero((layer > 0) & (truth > 0))
+      rows.append(layer.ravel()[both])
+      columns.append(truth.ravel()[both])
+  gt_area = sum(
+    (np.bincount(t.ravel(), minlength=len(gt_classes) + 1) for t in truths),
+    np.zeros(len(gt_classes) + 1, np.int64),
+  )
+  present = gt_area[1:] > 0
+  shared = _count_pairs(rows, columns, (len(classes), len(gt_classes)))
+  same = classes[shared.row] == gt_classes[shared.col]
+  i, j = shared.row[same], shared.col[same]
+  inter = shared.data[same]
+  iou = inter / (area[1:][i] + gt_area[1:][j] - inter)
+  table = csr_array((iou, (i, j)), shape=shared.shape)
+  share = 1 - area[1:] / np.maximum(whole[1:], 1)
+  return protocols.Image(
+    scores[order],
+    classes[order],
+    np.where(whole[1:] > 0, share, 0.0)[order],
+    gt_classes[present],
+    _touching(truths, gt_classes)[present],
+    table[order][:, np.flatnonzero(present)].sorted_indices(),
+  )
+
+
+def _layers(masks: Masks) -> Iterator[Integer[np.ndarray, "H W"]]:
+  """Label maps that together hold all masks, none overlapping in any.
+
+  Mostly one; one at a time, so that memory is that of an image or two.
+  """
+  if masks.ndim == 2:
+    yield masks
+    return
+  rows, columns = masks.any(axis=2), masks.any(axis=1)
+  rest = [k for k in range(len(masks)) if rows[k].any()]
+  boxes = {k: (_extent(rows[k]), _extent(columns[k])) for k in rest}
+  while rest:
+    layer = np.zeros(masks.shape[1:], np.int32)
+    later = []
+    for k in rest:
+      window, mask = layer[boxes[k]], masks[k][boxes[k]]
+      if window[mask].any():
+        later.append(k)
+      else:
+        window[mask] = k + 1
+    yield layer
+    rest = later
+
+
+def _extent(line: Bool[np.ndarray, "n"]) -> slice:
+  """From the first to the last true value."""
+  return slice(line.argmax(), len(line) - line[::-1].argmax())
+
+
+def _count_pairs(rows: list, columns: list, shape: tuple[int, int]):
+  """How often each pair of labels (from 1) occurs, as a sparse matrix."""
+  i = np.concatenate([np.zeros(0, np.int64), *rows]) - 1
+  j = np.concatenate([np.zeros(0, np.int64), *columns]) - 1
+  ones = np.ones(len(i), np.int64)
+  return coo_array((ones, (i, j)), shape=shape).tocsr().tocoo()
+
+
+def _touching(layers: list, classes) -> Bool[np.ndarray, "g"]:
+  """Instances with a pixel on or next to one of another of their category.
+
+  Next to is the 8-neighbourhood.
+  """
+  result = np.zeros(len(classes), bool)
+  for first in layers:
+    for second in layers:
+      # Half the neighbours; the other half come with the layers swapped.
+      for dy, dx in ((0, 0), (0, 1), (1, -1), (1, 0), (1, 1)):
+        a = first[: len(first) - dy, max(-dx, 0) : first.shape[1] - max(dx, 0)]
+        b = second[dy:, max(dx, 0) : second.shape[1] - max(-dx, 0)]
+        near = (a != b) & (a > 0) & (b > 0)
+        i, j = a[near].astype(int) - 1, b[near].astype(int) - 1
+        same = classes[i] == classes[j]
+        result[i[same]] = result[j[same]] = True
+  return result
