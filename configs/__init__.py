@@ -1,0 +1,1 @@
+"""Experiments as configs; each header gives command, hardware and result."""

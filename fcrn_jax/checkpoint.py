@@ -115,9 +115,13 @@ class Checkpointer:
       return False
     return self._manager.reached_preemption(step)
 
-  def close(self) -> None:
+  def wait(self) -> None:
     """Waits for what is being saved."""
     self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for what is being saved and frees the manager."""
+    self.wait()
     self._manager.close()
 
 

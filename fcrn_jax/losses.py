@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 from fcrn_jax import boxes
 from fcrn_jax.types import IGNORE, Array
@@ -54,7 +54,7 @@ def hardest(
 
 def bootstrapped_cross_entropy(
   logits: Float[Array, "b *space c"],
-  labels: Int[Array, "b *space"],
+  labels: Integer[Array, "b *space"],
   k: int | None = 512,
   threshold: float | None = None,
   scope: str = "crop",
@@ -103,7 +103,7 @@ def bootstrapped_cross_entropy(
 def bootstrapped_box_loss(
   predicted: Float[Array, "b *space c 4"],
   target_boxes: Float[Array, "b *space 4"],
-  classes: Int[Array, "b *space"],
+  classes: Integer[Array, "b *space"],
   valid: Bool[Array, "b *space"],
   weights: Float[Array, "b *space"],
   k: int | None = 512,
@@ -201,7 +201,6 @@ def _counts(mask, valid):
 
 
 def _share(classes, mask, num_classes):
-  counts = jnp.bincount(
-    classes.reshape(-1), mask.reshape(-1), length=num_classes
-  )
+  kept = mask.reshape(-1).astype(jnp.float32)
+  counts = jnp.bincount(classes.reshape(-1), kept, length=num_classes)
   return counts / jnp.maximum(mask.sum(), 1)

@@ -1,0 +1,1 @@
+"""Training: optimizer, per-device step, drivers, loop and writers."""

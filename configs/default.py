@@ -1,0 +1,91 @@
+"""Every setting with its default; the other configs change what differs.
+
+Values marked [P] are the paper's, [A] those of its authors' later public code
+(ademxapp), the rest are ours: the paper does not state them.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The paper's settings as far as it states them; locked."""
+  config = ConfigDict()
+  config.seed = 0
+  config.categories = ()  # filled in from the data when training starts
+
+  config.model = ConfigDict()
+  config.model.name = "fcrn50_s8_k5_d12"
+  config.model.heads = ("semantic", "boxes")  # [P] trains one net for each
+  config.model.stride_in_1x1 = True  # the 2015 network [P]
+  config.model.batch_norm = "frozen"  # [A] frozen | local | synced
+  config.model.dtype = "float32"  # or bfloat16
+  config.model.remat = False  # recompute activations: less memory, slower
+  config.model.dropout = False  # [P] Table 2's test row only
+  config.model.classifier_width = 0  # 0: linear classifier; [A] 512
+  config.model.box_unit = 64.0  # pixels per unit of the box head's output
+  config.model.width = 64  # channels of the stem
+
+  config.weights = ""  # ImageNet weights to start from [P]; see BUILD.md
+  config.preprocessing = ConfigDict()
+  config.preprocessing.mean = (123.675, 116.28, 103.53)
+  config.preprocessing.scale = (1 / 58.395, 1 / 57.12, 1 / 57.375)
+  config.preprocessing.channel_order = "rgb"
+
+  config.data = ConfigDict()
+  config.data.name = "folder"
+  config.data.path = ""
+  config.data.train_split = "train"
+  config.data.val_split = "val"
+  config.data.crop = (504, 504)  # [A] 500, padded to the stride
+  config.data.scale = (0.7, 1.3)  # [A]
+  config.data.input_scale = 1.0  # the network sees images at this scale
+  config.data.flip = True  # [A] p = 0.5, left-right
+  config.data.rot90 = False  # rotations by 90 degrees and flips up-down
+  config.data.brightness = 0.0  # see data.pipeline.PipelineOptions
+  config.data.contrast = 0.0
+  config.data.gamma = 0.0
+  config.data.noise = 0.0
+  config.data.invert = 0.0
+  config.data.box_weighting = "area"  # [P] "according to heights and widths"
+  config.data.num_workers = 0  # processes that prepare batches
+  config.data.cache = False  # keep decoded images in memory
+  config.data.on_error = "raise"  # or skip, counted and logged
+  config.data.num_train = 0  # images of "shapes"; 0: the data set's default
+  config.data.num_val = 0
+
+  config.batch_size = 16  # over all devices [A]
+  config.num_steps = 30_000
+  config.optim = ConfigDict()
+  config.optim.name = "sgd"
+  config.optim.lr = 0.0016  # [A]
+  config.optim.schedule = "linear"  # [A]
+  config.optim.warmup_steps = 0
+  config.optim.momentum = 0.9  # [A]
+  config.optim.weight_decay = 5e-4  # [A]
+  config.optim.clip_norm = 0.0
+  config.ema = 0.0  # decay of the average of weights; 0: none
+
+  config.loss = ConfigDict()
+  config.loss.k = 512  # hardest pixels kept a crop [P]; 0: all
+  config.loss.threshold = 0.0  # [A] 0.6; 0: by k alone
+  config.loss.scope = "crop"  # [P] one crop per mini-batch
+  config.loss.box_k = 512
+  config.loss.box_weight = 1.0
+
+  config.log_every = 100
+  config.checkpoint_every = 1000
+  config.eval_every = 0  # 0: at the end only
+
+  config.inference = ConfigDict()
+  config.inference.flip = False
+  config.inference.scales = (1.0,)
+  config.inference.shifts = ((0, 0),)  # sub-stride, in pixels
+  config.inference.tile = 0  # side of tiles in pixels; 0: whole images
+  config.inference.tile_overlap = 0
+
+  config.instances = ConfigDict()  # see instances.Options
+  config.instances.num_masks = 2
+  config.instances.iou_threshold = 0.5
+  config.protocol = "sds"  # [P]
+  config.eval_images = 0  # images of the last evaluation; 0: all
+  return config.lock()

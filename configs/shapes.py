@@ -1,0 +1,31 @@
+"""Joint network on synthetic shapes, drawn on the fly: the first thing to run.
+
+python -m experiments.train --config=configs/shapes.py --workdir=runs/shapes
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+  """A small stride-4 network from random weights."""
+  config = default.get_config().unlock()
+  config.model.name = "fcrn18_s4_k3_d2"
+  config.model.width = 16
+  config.model.batch_norm = "local"
+  config.model.box_unit = 16.0
+  config.data.name = "shapes"
+  config.data.crop = (96, 96)
+  config.data.scale = (1.0, 1.0)
+  config.batch_size = 16
+  config.num_steps = 1500
+  config.optim.name = "adamw"
+  config.optim.lr = 2e-3
+  config.optim.schedule = "cosine"
+  config.optim.warmup_steps = 50
+  config.optim.weight_decay = 1e-2
+  config.ema = 0.999
+  config.log_every = 50
+  config.checkpoint_every = 500
+  return config.lock()

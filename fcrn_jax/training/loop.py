@@ -1,0 +1,226 @@
+"""The training loop, to be read from top to bottom."""
+
+import functools
+import os
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from clu import metrics as clu_metrics
+from clu import parameter_overview
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from fcrn_jax import checkpoint, data, evaluation, models, visualize
+from fcrn_jax.data import pipeline
+from fcrn_jax.predictor import Predictor, create_model
+from fcrn_jax.training import optimizer, parallel, step, writers
+from fcrn_jax.types import Preprocessing
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
+  """Trains, continuing a workdir that has a checkpoint, then evaluates.
+
+  Args:
+    config: see configs/default.py.
+    workdir: gets config.json, checkpoints/, metrics.jsonl, curves.png,
+      eval_<split>.json and samples/.
+
+  Returns:
+    The scores of eval_<split>.json.
+
+  Raises:
+    ValueError: bad settings or data, or a workdir of another network.
+    FloatingPointError: the loss is no longer finite.
+  """
+  train(config, workdir)
+  predictor = Predictor.load(workdir)
+  dataset = load_split(config, "val")
+  scores = evaluation.evaluate(
+    predictor, dataset, protocol=config.protocol, workdir=workdir
+  )
+  return scores
+
+
+def load_split(config: ConfigDict, which: str):
+  """The data set's `train` or `val` split as the config names it."""
+  options = {"on_error": config.data.on_error}
+  num_images = config.data[f"num_{which}"]
+  if num_images:
+    options["num_images"] = num_images
+  return data.load(
+    config.data.name,
+    split=config.data[f"{which}_split"],
+    path=config.data.path or None,
+    options=options,
+  )
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
+  """Trains to config.num_steps and returns the last state."""
+  workdir = pathlib.Path(workdir)
+  main_process = jax.process_index() == 0
+  dataset = load_split(config, "train")
+  with config.unlocked():
+    config.categories = tuple(dataset.categories)
+  if main_process:
+    checkpoint.write_config(workdir, config)
+
+  model = create_model(config)
+  learning_rate = optimizer.schedule(
+    config.optim.schedule,
+    config.optim.lr,
+    config.num_steps,
+    config.optim.warmup_steps,
+  )
+  tx = optimizer.create(
+    config.optim.name,
+    learning_rate,
+    weight_decay=config.optim.weight_decay,
+    momentum=config.optim.momentum,
+    clip_norm=config.optim.clip_norm,
+  )
+  state = _first_state(config, model, tx)
+  if main_process:
+    logging.info(
+      "\n%s", parameter_overview.get_parameter_overview(state.params)
+    )
+  batches = iter(
+    pipeline.train_batches(
+      dataset,
+      _pipeline_options(config, model.stride),
+      seed=config.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+  )
+
+  checkpointer = checkpoint.Checkpointer(workdir)
+  if checkpointer.latest_step is not None:
+    state, position = checkpointer.restore(state)
+    batches.set_state(position)
+    logging.info("continuing %s at step %d", workdir, int(state.step))
+  start = int(state.step)
+  train_step = parallel.pmap_step(
+    step.make_train_step(
+      model, tx, _loss_options(config), _preprocessing(config), config.ema
+    )
+  )
+  writer = writers.MetricsWriter(workdir, start, main_process)
+  averages, clock = None, time.perf_counter()
+  progress = tqdm(
+    total=config.num_steps,
+    initial=start,
+    desc="train",
+    unit="step",
+    disable=not main_process,
+    mininterval=1.0,
+  )
+  with progress:
+    for now in range(start + 1, config.num_steps + 1):
+      batch = parallel.split_batch(next(batches), jax.local_device_count())
+      state, metrics = train_step(state, batch)
+      averages = _accumulate(averages, metrics)
+      progress.update()
+      last = now == config.num_steps or checkpointer.reached_preemption(now)
+      if now % config.log_every == 0 or last:
+        scalars = {k: float(v) for k, v in averages.compute().items()}
+        if not np.isfinite(scalars["loss"]):
+          raise FloatingPointError(
+            f"the loss is {scalars['loss']} near step {now}; lower"
+            " config.optim.lr or set config.optim.clip_norm, and run"
+            " experiments.check_data on the data. The last checkpoint is"
+            f" of step {checkpointer.latest_step}."
+          )
+        averages, seconds = None, time.perf_counter() - clock
+        steps = now % config.log_every or config.log_every
+        scalars["lr"] = float(learning_rate(now - 1))
+        scalars["images_per_second"] = steps * config.batch_size / seconds
+        writer.write(now, scalars)
+        progress.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
+        clock = time.perf_counter()
+      if now % config.checkpoint_every == 0 or last:
+        checkpointer.save(now, state, batches.get_state())
+      if config.eval_every and now % config.eval_every == 0:
+        checkpointer.wait()
+        writer.write(now, _validate(config, workdir))
+      if last:
+        break
+  checkpointer.close()
+  if main_process:
+    visualize.save_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+  return state
+
+
+def _first_state(config, model, tx):
+  height, width = config.data.crop
+  key_params, key_steps = jax.random.split(jax.random.key(config.seed))
+  variables = jax.jit(model.init, static_argnames="train")(
+    key_params, jnp.zeros((1, height, width, 3)), train=False
+  )
+  if config.weights:
+    variables = models.load_pretrained(config.weights, model, variables)
+  # Raw key data: a checkpoint holds plain arrays.
+  key_steps = jax.random.key_data(key_steps)
+  return step.create_state(key_steps, variables, tx, config.ema)
+
+
+def _pipeline_options(config, stride):
+  names = set(pipeline.PipelineOptions._fields) & set(config.data.keys())
+  return pipeline.PipelineOptions(
+    **{name: config.data[name] for name in names},
+    stride=stride,
+    batch_size=config.batch_size // jax.process_count(),
+  )
+
+
+def _loss_options(config):
+  return step.LossOptions(
+    k=config.loss.k or None,
+    threshold=config.loss.threshold or None,
+    scope=config.loss.scope,
+    box_k=config.loss.box_k or None,
+    box_weight=config.loss.box_weight,
+    box_unit=config.model.box_unit,
+  )
+
+
+def _preprocessing(config):
+  return Preprocessing(**config.preprocessing.to_dict())
+
+
+@jax.jit
+def _merge(averages, metrics):
+  return averages.merge(averages.single_from_model_output(**metrics))
+
+
+def _accumulate(averages, metrics):
+  """Running means on the device, so that no step waits for the host."""
+  if averages is None:
+    collection = _collection(tuple(sorted(metrics)))
+    return collection.single_from_model_output(**metrics)
+  return _merge(averages, metrics)
+
+
+@functools.cache
+def _collection(names):
+  return clu_metrics.Collection.create(
+    **{name: clu_metrics.Average.from_output(name) for name in names}
+  )
+
+
+def _validate(config, workdir):
+  """A few scores of the validation split, for metrics.jsonl."""
+  scores = evaluation.evaluate(
+    Predictor.load(workdir),
+    load_split(config, "val"),
+    protocol=config.protocol,
+  )
+  return {
+    f"val_{name}": value
+    for name, value in scores.items()
+    if isinstance(value, float)
+  }
