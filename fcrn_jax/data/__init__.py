@@ -1,0 +1,58 @@
+"""Data sets: `load` gives examples by index; `pipeline` makes batches of them.
+
+A data set is any object with `__len__`, `__getitem__` and the attributes
+
+  name, split, path   what was asked for (path None for shapes)
+  ids                 list of str, one an example
+  categories          names of the categories 1 ... C, category k at k - 1
+  background          name of label 0
+  has_instances       whether examples carry "instances" and "classes"
+
+An example is a dict: "id" str, "image" H W 3 uint8 RGB, "semantic" H W uint8
+(0 background, 1 ... C, IGNORE void), "instances" H W int32 (0 none, 1 ... m)
+and "classes" m uint8, the category of instance k at k - 1.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fcrn_jax.data import folder, shapes
+
+_BUILT = ("voc2012_sbd", "cityscapes", "pascal_context", "coco")
+
+
+def load(
+  name: str,
+  split: str = "train",
+  path: Any = None,
+  options: Mapping[str, Any] | None = None,
+) -> Any:
+  """The data set `name`, see the module's docstring.
+
+  `path` is the data's directory ("shapes" needs none); `options` are fields
+  of shapes.Options or folder.Options. ValueError for an unknown name or field
+  and for data that cannot be read.
+  """
+  options = dict(options or {})
+  if name == "shapes":
+    return shapes.Shapes(split, _fields(shapes.Options, options))
+  if path is None:
+    raise ValueError(
+      f"data set {name!r} needs a path; pass path= (--config.data.path=DIR)."
+    )
+  if name == "folder":
+    return folder.Folder(path, split, _fields(folder.Options, options))
+  # The builders' data sets (_BUILT) and prepared array_record folders go here.
+  known = ("shapes", "folder", *_BUILT)
+  raise ValueError(f"data set {name!r} is not known; expected one of {known}.")
+
+
+def _fields(kind: Any, options: dict[str, Any]) -> Any:
+  """`kind(**options)`, with an error that names the fields there are."""
+  unknown = set(options) - set(kind._fields)
+  if unknown:
+    raise ValueError(
+      f"unknown data options {sorted(unknown)}; expected some of "
+      f"{list(kind._fields)}."
+    )
+  return kind(**options)

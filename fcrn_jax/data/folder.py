@@ -1,0 +1,291 @@
+"""A folder in VOC layout: own data without code.
+
+    JPEGImages/<id>.jpg|png|tif...         8-bit gray, RGB, RGBA; 16-bit gray
+    SegmentationClass/<id>.png             palette or gray; 255 is void
+    SegmentationObject/<id>.png            optional; 0 none, k instance k
+    ImageSets/Segmentation/<split>.txt     one id a line
+    labels.txt                             one name a line: of label 0, 1, ...
+
+An instance map of 8 bits has 255 as void (VOC's borders); one of 16 bits has
+no void. An instance's category is the commonest category over its pixels.
+"""
+
+import logging
+import os
+import pathlib
+import struct
+import zlib
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Integer, UInt8
+from PIL import Image, ImageOps
+
+from fcrn_jax.types import IGNORE, Array
+
+# The VOC 2012 devkit has no labels.txt.
+VOC_LABELS = (
+  "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",
+  "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person",
+  "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+_GRAY = ("P", "L", "1", "I;16", "I;16B", "I")
+_UNREADABLE = (
+  OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+class Options(NamedTuple):
+  """Fields of data.load("folder", options=...)."""
+
+  labels: tuple[str, ...] = ()  # names of label 0, 1, ...; (): labels.txt
+  on_error: str = "raise"  # or "skip": leave out images without their files
+
+
+class Folder:
+  """The data set; see data.load.
+
+  `skipped` lists what on_error="skip" left out, one message each.
+  """
+
+  name = "folder"
+
+  def __init__(self, path: Any, split: str, options: Options):
+    if options.on_error not in ("raise", "skip"):
+      raise ValueError(
+        f"on_error is {options.on_error!r}; expected 'raise' or 'skip'."
+      )
+    self.path = pathlib.Path(path).expanduser()
+    self.split = split
+    labels = tuple(options.labels) or _read_labels(self.path)
+    self.background, self.categories = labels[0], labels[1:]
+    self._images = _list_files(self.path / "JPEGImages")
+    self._semantic = _list_files(self.path / "SegmentationClass")
+    self.has_instances = (self.path / "SegmentationObject").is_dir()
+    self._instances = {}
+    if self.has_instances:
+      self._instances = _list_files(self.path / "SegmentationObject")
+    self.ids, self.skipped = self._check_ids(options.on_error)
+
+  def _check_ids(self, on_error: str) -> tuple[list[str], list[str]]:
+    """The split's ids that have all their files, and messages on the rest."""
+    ids, skipped = [], []
+    listed = read_split(self.path, self.split)
+    parts = [
+      ("JPEGImages", self._images),
+      ("SegmentationClass", self._semantic),
+    ]
+    if self.has_instances:
+      parts.append(("SegmentationObject", self._instances))
+    for name in listed:
+      missing = [part for part, files in parts if name not in files]
+      if not missing:
+        ids.append(name)
+        continue
+      message = (
+        f"{self.path / missing[0] / name}.* is missing, but {self.split}.txt "
+        f"lists {name!r}; add the file or take the line out of "
+        f"ImageSets/Segmentation/{self.split}.txt."
+      )
+      if on_error == "raise":
+        raise ValueError(message)
+      skipped.append(message)
+    for message in skipped:
+      logging.warning("skipped: %s", message)
+    if skipped:
+      logging.warning("skipped %d of %d images", len(skipped), len(listed))
+    if not ids:
+      raise ValueError(f"no image of {self.split}.txt in {self.path} is left.")
+    return ids, skipped
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    name = self.ids[index]
+    image = load_image(self._images[name])
+    semantic_path = self._semantic[name]
+    semantic = _load_labels(semantic_path, image.shape[:2])
+    _check_labels(semantic, len(self.categories), semantic_path)
+    semantic = semantic.astype(np.uint8)
+    example = {"id": name, "image": image, "semantic": semantic}
+    if self.has_instances:
+      path = self._instances[name]
+      raw = _load_labels(path, image.shape[:2])
+      if raw.dtype == np.uint8:
+        raw = np.where(raw == IGNORE, 0, raw)
+      example["instances"], example["classes"] = _categorise(
+        raw, semantic, len(self.categories), path
+      )
+    return example
+
+
+def load_image(file: str | os.PathLike | BinaryIO) -> UInt8[Array, "H W 3"]:
+  """RGB image from a path or an open binary file.
+
+  EXIF orientation is applied, gray repeated, alpha dropped. More than 8 bits
+  (16-bit gray, float) are stretched so that the 0.1 and 99.9 percentiles of
+  the image become 0 and 255 (ours). ValueError names a file that is missing,
+  unreadable, truncated or too large.
+  """
+  image = _decode(file)
+  image = ImageOps.exif_transpose(image)
+  if image.mode in ("I;16", "I;16B", "I", "F"):
+    return np.repeat(_stretch(np.asarray(image))[..., None], 3, axis=-1)
+  return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_split(path: pathlib.Path, split: str) -> list[str]:
+  """The ids of ImageSets/Segmentation/<split>.txt."""
+  folder = path / "ImageSets" / "Segmentation"
+  there = sorted(name for name in _list_files(folder))
+  if split not in there:
+    raise ValueError(
+      f"{folder / split}.txt does not exist; splits there: {there}."
+    )
+  lines = (folder / f"{split}.txt").read_text().splitlines()
+  ids = [line.strip() for line in lines if line.strip()]
+  if not ids:
+    raise ValueError(
+      f"{folder / split}.txt is empty; list one image id a line."
+    )
+  return ids
+
+
+def _read_labels(path: pathlib.Path) -> tuple[str, ...]:
+  """The names in labels.txt, in order of label, or VOC's own."""
+  file = path / "labels.txt"
+  if not file.is_file():
+    if path.name.startswith("VOC20"):
+      return VOC_LABELS
+    raise ValueError(
+      f"{file} does not exist; write one name a line, label 0 (mostly "
+      "'background') first, or pass options={'labels': (...)}."
+    )
+  labels = tuple(line.strip() for line in file.read_text().splitlines())
+  labels = tuple(line for line in labels if line)
+  if not 2 <= len(labels) <= IGNORE:
+    raise ValueError(
+      f"{file} has {len(labels)} names; expected 2 to 255, label 0 first."
+    )
+  return labels
+
+
+def _list_files(folder: pathlib.Path) -> dict[str, str]:
+  """Path by name without suffix of a folder's files."""
+  try:
+    with os.scandir(folder) as entries:
+      files = sorted(e.path for e in entries if not e.name.startswith("."))
+  except PermissionError:
+    raise ValueError(
+      f"no permission to read {folder}; chmod u+rx it, or run as its owner."
+    ) from None
+  except (FileNotFoundError, NotADirectoryError):
+    raise ValueError(
+      f"{folder} does not exist; a folder in VOC layout has JPEGImages, "
+      "SegmentationClass and ImageSets/Segmentation."
+    ) from None
+  return {pathlib.PurePath(file).stem: file for file in files}
+
+
+def _decode(file: str | os.PathLike | BinaryIO) -> Image.Image:
+  """The decoded picture, or a ValueError that names the file."""
+  name = getattr(file, "name", file)
+  try:
+    image = Image.open(file)
+    image.load()
+    return image
+  except Image.DecompressionBombError as error:
+    raise ValueError(
+      f"{name} is too large ({error}); if you trust the file, raise "
+      "PIL.Image.MAX_IMAGE_PIXELS or cut it into pieces."
+    ) from None
+  except PermissionError:
+    raise ValueError(
+      f"no permission to read {name}; chmod u+r it, or run as its owner."
+    ) from None
+  except FileNotFoundError:
+    raise ValueError(f"{name} does not exist.") from None
+  except _UNREADABLE as error:
+    raise ValueError(
+      f"{name} cannot be read ({error}): broken, truncated or no picture; "
+      "fetch or write the file again."
+    ) from None
+
+
+def _stretch(gray: Array) -> UInt8[Array, "H W"]:
+  """Gray values of any range to 0 ... 255 between two percentiles."""
+  gray = gray.astype(np.float32)
+  low, high = np.percentile(gray, (0.1, 99.9))
+  scaled = (gray - low) * (255 / max(high - low, 1e-9))
+  return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _load_labels(path: str, shape: tuple[int, ...]) -> Integer[Array, "H W"]:
+  """A label map's ids, uint8 or wider, of the given H W."""
+  image = _decode(path)
+  if image.mode not in _GRAY:
+    raise ValueError(
+      f"{path} has mode {image.mode}; expected one channel of ids (palette, "
+      "8- or 16-bit gray). Write the ids, not their colours."
+    )
+  labels = np.asarray(image)
+  if labels.dtype == bool:
+    labels = labels.astype(np.uint8)
+  if labels.shape != tuple(shape):
+    raise ValueError(
+      f"{path} is {labels.shape[0]} x {labels.shape[1]}, its image "
+      f"{shape[0]} x {shape[1]} (EXIF orientation applied); "
+      "annotate the image at its own size."
+    )
+  return labels
+
+
+def _check_labels(
+  semantic: Integer[Array, "H W"], num_categories: int, path: str
+) -> None:
+  """ValueError if a label is neither 0 ... num_categories nor void."""
+  wrong = semantic[(semantic > num_categories) & (semantic != IGNORE)]
+  if wrong.size:
+    raise ValueError(
+      f"{path} has labels {np.unique(wrong)[:10].tolist()}; labels.txt names "
+      f"0 ... {num_categories} (and 255 is void). Is the first line of "
+      "labels.txt the name of label 0, and does the map hold ids, not colours?"
+    )
+
+
+def _categorise(
+  raw: Integer[Array, "H W"],
+  semantic: UInt8[Array, "H W"],
+  num_categories: int,
+  path: str,
+) -> tuple[Int[Array, "H W"], UInt8[Array, "m"]]:
+  """Instances renumbered 1 ... m without gaps, and the category of each.
+
+  Instances all on void pixels are left out. ValueError for one that has no
+  category and is not void.
+  """
+  if raw.min() < 0 or raw.max() > 65535:
+    raise ValueError(f"{path} has ids outside 0 ... 65535.")
+  table = np.zeros(int(raw.max()) + 1, np.int32)
+  table[raw] = 1
+  table[0] = 0
+  ids = np.flatnonzero(table)
+  table[ids] = np.arange(1, len(ids) + 1)
+  instances = table[raw]
+  joint = np.bincount(
+    (instances * 256 + semantic).ravel(), minlength=256 * (len(ids) + 1)
+  ).reshape(-1, 256)[1:]
+  votes = joint[:, 1 : num_categories + 1]
+  known = votes.any(axis=1)
+  if not known.all():
+    lost = ids[~known & (joint[:, 0] > 0)]
+    if lost.size:
+      raise ValueError(
+        f"{path}: instances {lost[:10].tolist()} lie on background; give "
+        "their pixels a category in SegmentationClass, or void."
+      )
+    table = np.concatenate([[0], np.cumsum(known) * known]).astype(np.int32)
+    instances = table[instances]
+  classes = (votes[known].argmax(axis=1) + 1).astype(np.uint8)
+  return instances, classes

@@ -1,0 +1,169 @@
+"""Training batches: shuffle, shard, augment, targets, batch (Grain).
+
+The stream is one infinite sequence of examples, reshuffled every epoch, whose
+element i and its random numbers depend on the seed and i only. Process p of n
+takes the elements p, p + n, ...; so a global batch is the same set whatever
+the number of processes, threads and workers, and its position is one number.
+"""
+
+import logging
+from typing import Any, NamedTuple
+
+import cv2
+import grain
+import numpy as np
+
+from fcrn_jax.data import transforms
+from fcrn_jax.types import Array
+
+
+class PipelineOptions(NamedTuple):
+  """What happens to an example; lengths in pixels of the network's input."""
+
+  crop: tuple[int, int] = (321, 321)  # H, W; padded to multiples of stride
+  scale: tuple[float, float] = (1.0, 1.0)  # jitter, uniform
+  input_scale: float = 1.0  # network input pixels per image pixel
+  aspect: float = 0.0  # height against width by exp(uniform(-v, v))
+  flip: bool = True  # left and right, half of the time
+  symmetries: bool = False  # the eight of the square, for microscopy
+  rotation: float = 0.0  # up to so many degrees
+  elastic: float = 0.0  # pixels of the original image
+  normalize: bool = False  # transforms.normalize_intensity
+  brightness: float = 0.0  # these five: transforms.jitter_intensity
+  contrast: float = 0.0
+  gamma: float = 0.0
+  noise: float = 0.0
+  invert: float = 0.0
+  stride: int = 8
+  box_weighting: str = "area"  # or "sqrt_area", "none"
+  full_boxes: bool = True  # False: boxes of what the crop shows (ours)
+  fill: tuple[int, int, int] = (124, 117, 104)  # padding, the mean RGB
+  batch_size: int = 1  # per process
+  num_workers: int = 0  # processes; 0 works in threads of this one
+  cache: bool = False  # keep decoded examples in memory, in each worker
+  on_error: str = "raise"  # or "skip": take the next image instead
+
+
+def train_batches(
+  dataset: Any,
+  options: PipelineOptions,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> grain.DatasetIterator:
+  """Endless iterator of types.Batch with get_state() and set_state().
+
+  A state is {"global_next_index": examples drawn by all processes}: it fits
+  any number of processes and workers. Call close() to end the workers.
+  """
+  if len(dataset) == 0:
+    raise ValueError(f"data set {dataset.name!r} has no images.")
+  if options.on_error not in ("raise", "skip"):
+    raise ValueError(
+      f"on_error is {options.on_error!r}; expected 'raise' or 'skip'."
+    )
+  examples = (
+    grain.MapDataset.range(len(dataset))
+    .seed(seed)
+    .shuffle()
+    .repeat()
+    .random_map(TrainExample(dataset, options))
+  )
+  workers = None
+  if options.num_workers:
+    workers = grain.MultiprocessingOptions(
+      num_workers=options.num_workers, per_worker_buffer_size=2
+    )
+  # Elements are whole batches: Grain's default of 500 would fill the memory.
+  batches = grain.experimental.ElasticIterator(
+    examples,
+    options.batch_size * process_count,
+    grain.sharding.ShardOptions(process_index, process_count),
+    read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=2),
+    multiprocessing_options=workers,
+  )
+  return iter(batches)
+
+
+class TrainExample:
+  """Maps an index and a generator to one crop with its targets."""
+
+  def __init__(self, dataset: Any, options: PipelineOptions):
+    self._dataset = dataset
+    self._options = options
+    self._cache: dict[int, dict[str, Any]] = {}
+    self._bad: set[int] = set()
+
+  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Array]:
+    # Workers share the cores already. (Each worker process comes by here.)
+    cv2.setNumThreads(0)
+    return augment(self._read(int(index)), self._options, rng)
+
+  def _read(self, index: int) -> dict[str, Any]:
+    """Example `index`, or with on_error="skip" the next one that is sound."""
+    for shift in range(len(self._dataset)):
+      k = (index + shift) % len(self._dataset)
+      if k in self._cache:
+        return self._cache[k]
+      try:
+        example = self._dataset[k]
+      except ValueError as error:
+        if self._options.on_error == "raise":
+          raise
+        if k not in self._bad:
+          self._bad.add(k)
+          logging.warning("skipped image %d: %s", len(self._bad), error)
+        continue
+      example = prepare(example, self._options)
+      if self._options.cache:
+        self._cache[k] = example
+      return example
+    raise ValueError(f"no image of {self._dataset.path} can be read.")
+
+
+def prepare(
+  example: dict[str, Any], options: PipelineOptions
+) -> dict[str, Any]:
+  """What is the same at every visit: full boxes, normalised intensity."""
+  example = {k: v for k, v in example.items() if k != "id"}
+  if options.normalize:
+    example["image"] = transforms.normalize_intensity(example["image"])
+  if "instances" in example:
+    example["boxes"] = transforms.instance_boxes(
+      example["instances"], len(example["classes"])
+    )
+  return example
+
+
+def augment(
+  example: dict[str, Any], options: PipelineOptions, rng: np.random.Generator
+) -> dict[str, Array]:
+  """One element of types.Batch from a prepared example."""
+  o = options
+  if o.rotation or o.elastic:
+    example = transforms.warp(example, rng, o.rotation, o.elastic, o.fill)
+  if o.symmetries:
+    turn, mirror = rng.random(2) < 0.5
+    # Mirror, transpose, mirror: with the flip below, all eight.
+    if mirror:
+      example = transforms.flip_left_right(example)
+    if turn:
+      example = transforms.transpose(example)
+  if (o.flip or o.symmetries) and rng.random() < 0.5:
+    example = transforms.flip_left_right(example)
+  factor = o.input_scale * rng.uniform(*o.scale)
+  aspect = np.exp(rng.uniform(-o.aspect, o.aspect) / 2)
+  example = transforms.random_crop(
+    example, rng, (factor * aspect, factor / aspect), o.crop, o.stride,
+    o.fill, o.full_boxes,
+  )  # fmt: skip
+  image = transforms.jitter_intensity(
+    example["image"], rng, o.brightness, o.contrast, o.gamma, o.noise, o.invert
+  )
+  batch = {"image": image, "semantic": example["semantic"]}
+  if "instances" in example:
+    batch |= transforms.box_targets(
+      example["instances"], example["semantic"], example["boxes"],
+      example["classes"], o.stride, o.box_weighting,
+    )  # fmt: skip
+  return batch
