@@ -60,8 +60,11 @@ def decode(
   return xp.concat([center - half, center + half], axis=-1)
 
 
-def cell_points(height: int, width: int, stride: float, xp):
-  """The (y, x) points of a feature map's cells, `h w 2`; xp: numpy or jnp."""
+def cell_points(height, width, stride: float | int, xp) -> Array:
+  """The (y, x) points of a feature map's cells, `h w 2`; xp: numpy or jnp.
+
+  Height and width may be symbolic dimensions of jax.export.
+  """
   y = (xp.arange(height, dtype=xp.float32) + 0.5) * stride
   x = (xp.arange(width, dtype=xp.float32) + 0.5) * stride
   return xp.stack(xp.meshgrid(y, x, indexing="ij"), axis=-1)

@@ -1,0 +1,108 @@
+"""Measures speed beside the peers; a table on screen and a JSON file.
+
+  python -m experiments.benchmark --what=voting
+  python -m experiments.benchmark --what=network --set=size=328,batch=2
+What: voting, network, train, pipeline, predict. Peers that are not installed
+are left out and named.
+"""
+
+import datetime
+import importlib
+import importlib.metadata
+import os
+import platform
+import sys
+
+from absl import app, flags
+
+_WHAT = flags.DEFINE_enum(
+  "what",
+  None,
+  ["voting", "network", "train", "pipeline", "predict"],
+  "What to measure.",
+)
+_SET = flags.DEFINE_list("set", [], "Options of the benchmark, as name=value.")
+_OUTPUT = flags.DEFINE_string(
+  "output", "", "JSON file; default experiments/results/<what>_<device>.json."
+)
+
+
+def main(argv):
+  """Runs one benchmark."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  import jax
+
+  from fcrn_jax import checkpoint
+
+  options = dict(item.split("=", 1) for item in _SET.value)
+  benchmark = importlib.import_module(f"experiments.benchmarks.{_WHAT.value}")
+  rows = benchmark.run(options)
+  print(table(rows))
+  device = jax.devices()[0]
+  path = _OUTPUT.value or (
+    f"experiments/results/{_WHAT.value}_{device.platform}.json"
+  )
+  checkpoint.write_json(
+    path,
+    {
+      "command": " ".join(["python -m experiments.benchmark", *sys.argv[1:]]),
+      "date": datetime.date.today().isoformat(),
+      "hardware": hardware(),
+      "versions": versions(),
+      "rows": rows,
+    },
+  )
+  print(f"written to {path}")
+
+
+def hardware() -> str:
+  """The accelerator's name, or the processor's and its usable cores."""
+  import jax
+
+  device = jax.devices()[0]
+  if device.platform != "cpu":
+    return f"{jax.device_count()} x {device.device_kind}"
+  name = platform.processor() or platform.machine()
+  try:
+    with open("/proc/cpuinfo") as file:
+      lines = [line for line in file if line.startswith("model name")]
+    name = lines[0].split(":")[1].strip()
+  except (OSError, IndexError):
+    pass
+  return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the packages that set the speed."""
+  found = {"python": platform.python_version()}
+  for name in ("jax", "jaxlib", "flax", "torch", "stardist", "grain"):
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def table(rows: list[dict]) -> str:
+  """Rows as text, columns in the order of first appearance."""
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  cells = [names] + [
+    [_text(row.get(name, "")) for name in names] for row in rows
+  ]
+  widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    )
+    for row in cells
+  )
+
+
+def _text(value):
+  return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("what")
+  app.run(main)

@@ -1,0 +1,39 @@
+"""Trains a network and evaluates it; a workdir with a checkpoint continues.
+
+  python -m experiments.train --config=configs/shapes.py --workdir=runs/shapes
+  python -m experiments.train --config=configs/folder.py \
+      --config.data.path=DIR --workdir=runs/mine --config.optim.lr=0.01
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Settings: a file of configs/; --config.NAME=V overrides."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder for checkpoints, metrics, scores and samples."
+)
+
+
+def main(argv):
+  """Runs training with the flags."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  from experiments import common
+  from fcrn_jax.training import loop
+
+  common.start()
+  try:
+    loop.train_and_evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+  except (ValueError, FloatingPointError) as error:
+    logging.debug("traceback", exc_info=True)
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)
