@@ -1,0 +1,1 @@
+"""Commands: the only files with absl flags."""
