@@ -6,7 +6,10 @@ takes the elements p, p + n, ...; so a global batch is the same set whatever
 the number of processes, threads and workers, and its position is one number.
 """
 
+import atexit
 import logging
+import sys
+import weakref
 from typing import Any, NamedTuple
 
 import cv2
@@ -71,6 +74,7 @@ def train_batches(
   )
   workers = None
   if options.num_workers:
+    _mark_flags_parsed()
     workers = grain.MultiprocessingOptions(
       num_workers=options.num_workers, per_worker_buffer_size=2
     )
@@ -82,7 +86,25 @@ def train_batches(
     read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=2),
     multiprocessing_options=workers,
   )
-  return iter(batches)
+  iterator = iter(batches)
+  atexit.register(_close, weakref.ref(iterator))
+  return iterator
+
+
+def _mark_flags_parsed() -> None:
+  """Lets Grain start workers in programs that do not use absl's flags.
+
+  Grain reads its own flags then, and absl raises where nobody parsed any.
+  """
+  flags = sys.modules["absl.flags"].FLAGS  # imported by Grain
+  if not flags.is_parsed():
+    flags.mark_as_parsed()
+
+
+def _close(iterator: weakref.ReferenceType) -> None:
+  """Ends threads and workers; Grain complains if the interpreter does it."""
+  if iterator() is not None:
+    iterator().close()
 
 
 class TrainExample:
@@ -95,6 +117,7 @@ class TrainExample:
     self._bad: set[int] = set()
 
   def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Array]:
+    """One element of types.Batch."""
     # Workers share the cores already. (Each worker process comes by here.)
     cv2.setNumThreads(0)
     return augment(self._read(int(index)), self._options, rng)
