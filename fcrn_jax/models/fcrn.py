@@ -137,6 +137,7 @@ class FCRN(nn.Module):
   classifier_width: int = 0
   box_unit: float = 1.0  # pixels
   width: int = 64  # 64 = the network as named; scales all its channels
+  caffe_pool: bool = False
 
   @property
   def stride(self) -> int:
@@ -173,6 +174,7 @@ class FCRN(nn.Module):
       self.dtype,
       self.dropout,
       self.remat,
+      self.caffe_pool,
       name="backbone",
     )(images, train)
     out = {stage: features[stage] for stage in capture}

@@ -40,16 +40,23 @@ def conv(
 
 
 def max_pool(
-  x: Float[Array, "b h w c"], stride: int = 2, dilation: int = 1
+  x: Float[Array, "b h w c"],
+  stride: int = 2,
+  dilation: int = 1,
+  caffe: bool = False,
 ) -> Float[Array, "b h2 w2 c"]:
-  """3 x 3 maximum, padded symmetrically; dilated like a convolution."""
+  """3 x 3 maximum, padded symmetrically; dilated like a convolution.
+
+  Caffe's windows begin at the cell instead of being centred on it.
+  """
+  padding = (0, 2 * dilation) if caffe else (dilation, dilation)
   return jax.lax.reduce_window(
     x,
     -jnp.inf,
     jax.lax.max,
     (1, 3, 3, 1),
     (1, stride, stride, 1),
-    [(0, 0), (dilation, dilation), (dilation, dilation), (0, 0)],
+    [(0, 0), padding, padding, (0, 0)],
     window_dilation=(1, dilation, dilation, 1),
   )
 

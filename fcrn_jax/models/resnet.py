@@ -119,6 +119,7 @@ class ResNet(nn.Module):
   dtype: jnp.dtype = jnp.float32
   dropout: bool = False
   remat: bool = False
+  caffe_pool: bool = False
 
   @nn.compact
   def __call__(
@@ -128,7 +129,7 @@ class ResNet(nn.Module):
     conv1, pool, *downs = down_samplings(self.output_stride)
     stem = Conv(self.width, 7, conv1.stride, 1, dtype=self.dtype, name="conv1")
     x = nn.relu(BatchNorm(self.batch_norm, name="bn1")(stem, x, train))
-    x = max_pool(x, pool.stride, pool.before)
+    x = max_pool(x, pool.stride, pool.before, self.caffe_pool)
     features = {"stem": x}
     steps = [Step(1, pool.after, pool.after), *downs]
     for stage, (step, blocks) in enumerate(zip(steps, BLOCKS[self.depth])):
