@@ -1,0 +1,216 @@
+"""From score and box maps to instances: steps 3 to 6 of section 2.1.
+
+  top_categories   step 3: the n masks of every category
+  vote             step 4: NMS over the boxes of their pixels
+  masks.assign     step 5: the suppressed pixels, traced back to the image
+  region_nms       step 6: one of the hypotheses that share pixels
+
+`find` runs all but the painting at the resolution of the maps and explains
+what it found; `extract` is the whole chain. All of it per image, without a
+batch axis, under jit, vmap and jax.export.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from fcrn_jax import boxes as boxes_lib
+from fcrn_jax.instances import masks as masks_lib
+from fcrn_jax.instances.masks import top_categories
+from fcrn_jax.instances.region_nms import region_nms, shared_pixels
+from fcrn_jax.instances.voting import Votes, vote
+from fcrn_jax.types import Array, Instances
+
+__all__ = [
+  "Hypotheses",
+  "Options",
+  "Votes",
+  "extract",
+  "find",
+  "region_nms",
+  "top_categories",
+  "vote",
+]
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=[
+    "score_floor",
+    "iou_threshold",
+    "region_overlap",
+    "min_area",
+    "min_fill",
+    "min_agreement",
+  ],
+  meta_fields=["num_masks", "max_instances", "masks"],
+)
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Settings of the grouping.
+
+  Numbers that shape nothing are data to jit: a search over them compiles
+  once. Paper: only num_masks (its n, no value given) and the any-pixel rule
+  of region_overlap; every value here is ours.
+  """
+
+  num_masks: int = 2  # the paper's n
+  score_floor: float | Array = 0.05  # of a candidate's score
+  iou_threshold: float | Array = 0.5  # of voting
+  max_instances: int = 100
+  region_overlap: float | Array = 0.0  # IoU of regions; 0 = any shared pixel
+  min_area: float | Array = 0.0  # of a cluster, square pixels of the image
+  # A cluster must fill this part of its box within the image: pixels near a
+  # border predict poor boxes and make clusters of their own, fragments.
+  min_fill: float | Array = 0.25
+  min_agreement: float | Array = 0.0  # IoU of a pixel's box with its owner's
+  # boxes: a pixel goes to the hypothesis whose box its own agrees with best;
+  # scores: to the cluster with the largest upsampled score; blocks: to the
+  # cluster of its cell; full: voting at image resolution.
+  masks: str = "boxes"
+
+  def __post_init__(self):
+    if self.masks not in masks_lib.MODES:
+      raise ValueError(
+        f"masks is {self.masks!r}; expected one of {masks_lib.MODES}."
+      )
+
+  @classmethod
+  def paper(cls) -> "Options":
+    """The paper to the letter: fragments stay, blocks on upsampled scores."""
+    return cls(min_fill=0.0, masks="blocks")
+
+
+class Hypotheses(NamedTuple):
+  """What was found and why, sorted by falling score; `m` slots."""
+
+  boxes: Float[Array, "m 4"]  # the seed's box
+  classes: Int[Array, "m"]  # 1 ... C, 0 = empty slot
+  scores: Float[Array, "m"]
+  valid: Bool[Array, "m"]
+  truncated: Bool[Array, ""]
+  mask: Int[Array, "m"]  # 0 ... n - 1: the nested mask it was found in
+  seeds: Int[Array, "m 2"]  # cell (i, j) of the seed
+  num_votes: Int[Array, "m"]  # cells that voted for it
+  spread: Float[Array, "m"]  # RMS distance of their box centres, pixels
+  fill: Float[Array, "m"]  # area of the votes / area of the box
+  # owners[k, r]: the hypothesis of mask k that owns the cell's r-th best
+  # category, -1 = none
+  owners: Int[Array, "k r h w"]
+
+
+def find(
+  probs: Float[Array, "h w c"],
+  boxes: Float[Array, "h w C 4"],
+  options: Options,
+  image_size: tuple[int, int] | None = None,
+  stride: int = 1,
+) -> Hypotheses:
+  """Instance hypotheses of one image, at the resolution of its maps.
+
+  probs: softmax scores, channel 0 the background; boxes: (y0, x0, y1, x1) of
+  categories 1 ... C in pixels of an image `stride` times the maps' size, of
+  which image_size (default: all) is not padding.
+  """
+  height, width, num_masks = *probs.shape[:2], options.num_masks
+  if image_size is None:
+    image_size = (height * stride, width * stride)
+  scores, categories = top_categories(probs, num_masks)
+  index = jnp.maximum(categories - 1, 0)[..., None]
+  own = jnp.take_along_axis(boxes, index, axis=2).reshape(-1, 4)
+  candidates = (categories > 0) & (scores >= options.score_floor)
+  # A category is in mask k where it is among the k + 1 best.
+  levels = jnp.arange(num_masks)
+  in_mask = candidates & (levels <= levels[:, None, None, None])
+
+  def vote_in(candidates):
+    return vote(
+      scores.ravel(), own, candidates.ravel(), options.iou_threshold,
+      options.max_instances, categories.ravel(),
+    )  # fmt: skip
+
+  votes = jax.vmap(vote_in)(in_mask)
+  slots = num_masks * options.max_instances
+  seed = jnp.maximum(votes.keeper, 0).ravel()
+  found = own[seed]
+  areas = votes.num_votes.ravel()
+  limit = jnp.asarray([*image_size, *image_size], found.dtype)
+  visible = boxes_lib.area(jnp.clip(found, 0, limit))
+  fill = areas * stride**2 / jnp.maximum(visible, 1)
+  valid = votes.valid.ravel() & (fill >= options.min_fill)
+  valid &= areas * stride**2 >= options.min_area
+  shift = (levels * options.max_instances)[:, None]
+  owner = jnp.where(votes.owner >= 0, votes.owner + shift, -1)
+  owner = owner.reshape(num_masks, height, width, num_masks)
+  owner = jnp.moveaxis(owner, -1, 1)
+  confidence = votes.confidence.ravel()
+  kept = region_nms(
+    confidence, valid, areas, shared_pixels(owner), options.region_overlap
+  )
+  order = jnp.argsort(-jnp.where(kept, confidence, -1), stable=True)
+  order = order[: options.max_instances]
+  valid = kept[order]
+  place = jnp.full(slots, -1, jnp.int32)
+  place = place.at[order].set(jnp.where(valid, jnp.arange(order.size), -1))
+
+  def pick(values):
+    values = values[order]
+    where = valid.reshape((-1,) + (1,) * (values.ndim - 1))
+    return jnp.where(where, values, 0)
+
+  cell = seed // num_masks
+  return Hypotheses(
+    boxes=pick(found),
+    classes=pick(categories.ravel()[seed]),
+    scores=pick(confidence),
+    valid=valid,
+    truncated=votes.truncated.any() | (kept.sum() > options.max_instances),
+    mask=pick(jnp.repeat(levels, options.max_instances)),
+    seeds=pick(jnp.stack([cell // width, cell % width], -1)),
+    num_votes=pick(areas),
+    spread=pick(votes.spread.ravel()),
+    fill=pick(fill),
+    owners=jnp.where(owner >= 0, place[owner], -1),
+  )
+
+
+def extract(
+  probs: Float[Array, "h w c"],
+  boxes: Float[Array, "h w C 4"],
+  options: Options | None = None,
+  image_size: tuple[int, int] | None = None,
+  stride: int = 1,
+) -> Instances:
+  """Instances of one image from its score map and its box map.
+
+  See `find` for the maps. Masks have image_size where it is given (stride
+  times the maps' size, less padding), else the size of the maps.
+  """
+  options = Options() if options is None else options
+  if probs.shape[-1] != boxes.shape[-2] + 1:
+    raise ValueError(
+      f"probs has {probs.shape[-1]} channels and boxes {boxes.shape[-2]} "
+      "categories; expected one channel more, the background's, at 0."
+    )
+  if options.masks == "full" and image_size is not None:
+    probs = masks_lib.upsample(probs, image_size, stride)
+    boxes = masks_lib.upsample(boxes, image_size, stride)
+    stride = 1
+  found = find(probs, boxes, options, image_size, stride)
+  if image_size is None:
+    image_size, scale = probs.shape[:2], 1
+  else:
+    scale = stride
+  labels = masks_lib.assign(found, probs, boxes, options, image_size, scale)
+  return Instances(
+    masks=masks_lib.masks_of(labels, options.max_instances),
+    classes=found.classes,
+    scores=found.scores,
+    boxes=found.boxes,
+    valid=found.valid,
+    truncated=found.truncated,
+  )
