@@ -19,9 +19,6 @@ from fcrn_jax.types import Array
 Protocol = Literal["sds", "mnc", "coco", "matching"]
 _AP = {"sds": protocols.SDS, "mnc": protocols.MNC, "coco": protocols.COCO}
 
-# Masks one by one, or a label map whose value k is instance k, 0 none.
-Masks = Bool[Array, "m H W"] | Integer[Array, "H W"]
-
 
 class InstanceEvaluator:
   """Collects images, then scores them by a protocol.
@@ -48,19 +45,20 @@ class InstanceEvaluator:
 
   def add(
     self,
-    masks: Masks,
+    masks: Bool[Array, "m H W"] | Integer[Array, "H W"],
     classes: Integer[Array, "m"],
     scores: Float[Array, "m"],
-    gt_masks: Masks,
+    gt_masks: Bool[Array, "g H W"] | Integer[Array, "H W"],
     gt_classes: Integer[Array, "g"],
     void: Bool[Array, "H W"] | None = None,
   ) -> None:
-    """Adds one image; label maps are quicker than masks.
+    """Adds one image.
 
-    Masks may overlap. True instances without a pixel are left out. Void
-    pixels count neither way: they are cut out of all masks, and a prediction
-    that is wrong at threshold t is forgiven if more than t of it lay there.
-    (The published protocols know no void: pass None for their numbers.)
+    Masks one by one, which may overlap, or as a label map whose value k is
+    instance k (0: none). True instances without a pixel are left out.
+    Void pixels count neither way: they are cut out of all masks, and a
+    prediction that is wrong at threshold t is forgiven if more than t of it
+    lay there. (SDS and MNC know no void: pass None for their numbers.)
     """
     classes = self._categories("classes", classes)
     gt_classes = self._categories("gt_classes", gt_classes)
@@ -226,7 +224,7 @@ def _reduce(
   )
 
 
-def _layers(masks: Masks) -> Iterator[Integer[np.ndarray, "H W"]]:
+def _layers(masks: np.ndarray) -> Iterator[Integer[np.ndarray, "H W"]]:
   """Label maps that together hold all masks, none overlapping in any.
 
   Mostly one; one at a time, so that memory is that of an image or two.

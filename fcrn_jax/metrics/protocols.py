@@ -106,7 +106,7 @@ class Image(NamedTuple):
 
 def average_precision(
   images: list[Image], num_classes: int, protocol: APProtocol
-) -> Float[np.ndarray, "t c-1"]:
+) -> Float[np.ndarray, "t c"]:
   """AP per threshold and category, NaN where there is no true instance."""
   thresholds = np.array(protocol.thresholds)
   kept = [_best_of_category(i, protocol.max_predictions) for i in images]
@@ -243,5 +243,5 @@ def _best_of_category(image: Image, limit: int | None) -> Image:
   )
 
 
-def _ratio(part: float, whole: float) -> float:
+def _ratio(part, whole) -> float:
   return float(part / whole) if whole else np.nan
