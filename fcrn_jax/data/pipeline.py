@@ -102,9 +102,11 @@ def _mark_flags_parsed() -> None:
 
 
 def _close(iterator: weakref.ReferenceType) -> None:
-  """Ends threads and workers; Grain complains if the interpreter does it."""
-  if iterator() is not None:
-    iterator().close()
+  """Ends threads and workers; Grain fails where the interpreter does it."""
+  alive = iterator()
+  if alive is not None:
+    # close() keeps what it has closed; setting the state lets go of it.
+    alive.set_state(alive.get_state())
 
 
 class TrainExample:

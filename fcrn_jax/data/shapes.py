@@ -17,7 +17,7 @@ from fcrn_jax.types import IGNORE, Array
 CATEGORIES = ("ellipse", "rectangle", "triangle", "ring")
 _SPLITS = {"train": 20_000, "val": 200, "test": 500}
 _MIN_VISIBLE = 0.35  # of an object's area in the frame, or it is not drawn
-_MIN_PIXELS = 24
+_MIN_PIXELS = 40
 _SHIFT = 4  # fractional bits of the polygons' coordinates
 _TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 
@@ -74,11 +74,13 @@ def draw(rng: np.random.Generator, height: int, width: int) -> dict[str, Any]:
   image = _paint(rng, owner, colors)
   semantic = np.concatenate([[0], classes]).astype(np.uint8)[owner]
   instances = owner.astype(np.int32)
-  if rng.random() < 0.4:  # a void border, as in VOC
+  if rng.random() < 0.5:  # a void border, as in VOC
     kernel = np.ones((3, 3), np.uint8)
     border = cv2.dilate(owner, kernel) != cv2.erode(owner, kernel)
-    semantic[border] = IGNORE
-    instances[border] = 0
+    left = np.bincount(owner[~border], minlength=len(kept) + 1)
+    if left.min() >= _MIN_PIXELS // 4:
+      semantic[border] = IGNORE
+      instances[border] = 0
   return {
     "image": image,
     "semantic": semantic,
@@ -88,14 +90,15 @@ def draw(rng: np.random.Generator, height: int, width: int) -> dict[str, Any]:
 
 
 def _place(rng: np.random.Generator, height: int, width: int) -> list[dict]:
-  """2 to 12 objects in drawing order: category, colour and contours each."""
+  """3 to 12 objects in drawing order: category, colour and contours each."""
   extent = min(height, width)
-  total = int(rng.integers(2, 13))
+  total = int(rng.integers(3, 13))
   objects: list[dict] = []
   while len(objects) < total:
     category = int(rng.integers(1, len(CATEGORIES) + 1))
-    members = min(int(rng.integers(1, 6)), total - len(objects))
-    same_color = rng.random() < 0.4
+    members = 1 if rng.random() < 0.3 else int(rng.integers(2, 7))
+    members = min(members, total - len(objects))
+    same_color = rng.random() < 0.3
     color = rng.uniform(20, 235, 3)
     typical = extent * np.exp(rng.uniform(np.log(0.07), np.log(0.26)))
     group: list[tuple] = []
@@ -104,13 +107,15 @@ def _place(rng: np.random.Generator, height: int, width: int) -> list[dict]:
       radius = np.clip(
         typical * np.exp(rng.normal(0, 0.4)), low * extent, 0.3 * extent
       )
-      center = rng.uniform(0.05, 0.95, 2) * (height, width)
+      center = rng.uniform(0.1, 0.9, 2) * (height, width)
       if group:  # beside a member: touching, or overlapping up to a half
         near, its_radius = group[int(rng.integers(len(group)))]
         angle = rng.uniform(0, 2 * np.pi)
-        distance = (radius + its_radius) * rng.uniform(0.55, 0.95)
+        distance = (radius + its_radius) * rng.uniform(0.6, 0.95)
         center = near + distance * np.array([np.sin(angle), np.cos(angle)])
-        center = np.clip(center, 0, (height, width))
+        center = np.clip(
+          center, 0.04 * extent, np.array((height, width)) - 0.04 * extent
+        )
       group.append((center, radius))
       if not same_color:
         color = rng.uniform(20, 235, 3)
