@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
+from scipy.sparse import csr_array
 
 from fcrn_jax.metrics import InstanceEvaluator, connected_components
 from fcrn_jax.metrics.protocols import (
@@ -25,7 +26,7 @@ HALVES = np.linspace(0.5, 0.95, 10)
 def bars(*rows):
   """Masks of one row of pixels each, typed as strings: '.##..'."""
   masks = np.array([[c != "." for c in row] for row in rows], bool)
-  return masks.reshape(len(rows), 1, -1)
+  return masks.reshape(len(rows), 1, len(rows[0]))
 
 
 def evaluate(images, protocol, num_classes=2):
@@ -121,6 +122,17 @@ def test_predictions_are_ranked_over_all_images():
   assert evaluate(images, "sds")["ap_r_0.5"] == pytest.approx(2 / 3)
 
 
+def test_among_equal_ious_coco_takes_the_last_instance_and_sds_the_first():
+  truth = bars("####.", ".####")
+  found = bars("#####", "####.")  # IoU 4/5 with both; 1 and 3/5
+  images = [image(found, [0.9, 0.8], truth)]
+  assert evaluate(images, "coco")["ap_0.75"] == pytest.approx(1)
+  assert evaluate(images, "sds")["ap_r_0.7"] == pytest.approx(0.5)
+  expected = run_pycocotools(images, HALVES, 2, 100, [0, 1e10])
+  expected.accumulate()
+  assert expected.eval["precision"][5].mean() == pytest.approx(1)
+
+
 def test_categories_are_scored_apart_and_absent_ones_left_out():
   truth = bars("####..", "....##")
   images = [
@@ -141,21 +153,25 @@ def test_categories_are_scored_apart_and_absent_ones_left_out():
 
 
 def test_matching_prefers_more_pairs_to_better_pairs():
-  # IoUs: first prediction 6/10 and 5/10 with the two instances (which
-  # overlap), second prediction 6/10 with the first instance alone. The best
-  # pair first would leave one out; two pairs of lower IoU are right.
-  from scipy.sparse import csr_array
+  # The diagonal has three pairs of total 1.5; the best pairs first, or the
+  # best total, would be the two of IoU 1 below it.
+  ious = csr_array(np.array([[0.5, 0, 0], [1, 0.5, 0], [0, 1, 0.5]]))
+  pairs = {
+    threshold: set(
+      zip(*(p.tolist() for p in match(ious, threshold)), strict=True)
+    )
+    for threshold in (0.5, 0.55)
+  }
+  assert pairs == {0.5: {(0, 0), (1, 1), (2, 2)}, 0.55: {(1, 0), (2, 1)}}
 
-  ious = csr_array(np.array([[0.8, 0.6], [0.7, 0.0]]))
-  for threshold, expected in [
-    (0.5, {(0, 1), (1, 0)}),
-    (0.65, {(0, 0)}),
-    (0.75, {(0, 0)}),
-    (0.85, set()),
-  ]:
-    assert {
-      (int(p), int(g)) for p, g in zip(*match(ious, threshold), strict=True)
-    } == expected
+
+def test_matching_prefers_better_pairs_among_as_many():
+  ious = csr_array(np.array([[0.7, 0.6], [0.6, 0.9]]))
+  rows, columns = match(ious, 0.5)
+  assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {
+    (0, 0),
+    (1, 1),
+  }
 
 
 def test_matching_counts_pooled_and_by_image():
@@ -200,6 +216,12 @@ def test_recall_of_the_touching():
   result = evaluator.result()
   assert result["num_touching"] == 3
   assert result["touching_recall_0.5"] == pytest.approx(2 / 3)
+
+
+def test_instances_of_the_same_pixels_touch():
+  evaluator = InstanceEvaluator(2, "matching")
+  evaluator.add(*image(bars("#....")[:0], [], bars("..#..", "..#..", "#....")))
+  assert evaluator.images[0].touching.tolist() == [True, True, False]
 
 
 def naive_touching(masks, classes):
