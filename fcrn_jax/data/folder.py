@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Int, Integer, UInt8
 from PIL import Image, ImageOps
 
+from fcrn_jax.data import transforms
 from fcrn_jax.types import IGNORE, Array
 
 # The VOC 2012 devkit has no labels.txt.
@@ -104,20 +105,17 @@ class Folder:
   def __getitem__(self, index: int) -> dict[str, Any]:
     name = self.ids[index]
     image = load_image(self._images[name])
-    semantic_path = self._semantic[name]
-    semantic = _load_labels(semantic_path, image.shape[:2])
-    _check_labels(semantic, len(self.categories), semantic_path)
-    semantic = semantic.astype(np.uint8)
-    example = {"id": name, "image": image, "semantic": semantic}
-    if self.has_instances:
-      path = self._instances[name]
-      raw = _load_labels(path, image.shape[:2])
-      if raw.dtype == np.uint8:
-        raw = np.where(raw == IGNORE, 0, raw)
-      example["instances"], example["classes"] = _categorise(
-        raw, semantic, len(self.categories), path
-      )
-    return example
+    labels = load_labels(
+      self._semantic[name],
+      self._instances.get(name),
+      len(self.categories),
+      image.shape[:2],
+    )
+    return {"id": name, "image": image, **labels}
+
+  def image_file(self, index: int) -> str:
+    """Path of an example's image file."""
+    return self._images[self.ids[index]]
 
 
 def load_image(file: str | os.PathLike | BinaryIO) -> UInt8[Array, "H W 3"]:
@@ -129,10 +127,35 @@ def load_image(file: str | os.PathLike | BinaryIO) -> UInt8[Array, "H W 3"]:
   unreadable, truncated or too large.
   """
   image = _decode(file)
-  image = ImageOps.exif_transpose(image)
+  ImageOps.exif_transpose(image, in_place=True)
   if image.mode in ("I;16", "I;16B", "I", "F"):
     return np.repeat(_stretch(np.asarray(image))[..., None], 3, axis=-1)
   return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def load_labels(
+  semantic_path: str | os.PathLike,
+  instances_path: str | os.PathLike | None,
+  num_categories: int,
+  shape: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+  """ "semantic" and, with a path, "instances" and "classes" of an example.
+
+  ValueError names the file that cannot be read, is not of `shape` H W (of
+  the semantic map if None), or holds ids that `num_categories` do not allow.
+  """
+  semantic = _load_map(semantic_path, shape)
+  _check_labels(semantic, num_categories, semantic_path)
+  semantic = semantic.astype(np.uint8)
+  if instances_path is None:
+    return {"semantic": semantic}
+  raw = _load_map(instances_path, semantic.shape)
+  if raw.dtype == np.uint8:
+    raw = np.where(raw == IGNORE, 0, raw)
+  instances, classes = _categorise(
+    raw, semantic, num_categories, instances_path
+  )
+  return {"semantic": semantic, "instances": instances, "classes": classes}
 
 
 def read_split(path: pathlib.Path, split: str) -> list[str]:
@@ -221,7 +244,9 @@ def _stretch(gray: Array) -> UInt8[Array, "H W"]:
   return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def _load_labels(path: str, shape: tuple[int, ...]) -> Integer[Array, "H W"]:
+def _load_map(
+  path: str | os.PathLike, shape: tuple[int, ...] | None
+) -> Integer[Array, "H W"]:
   """A label map's ids, uint8 or wider, of the given H W."""
   image = _decode(path)
   if image.mode not in _GRAY:
@@ -232,7 +257,7 @@ def _load_labels(path: str, shape: tuple[int, ...]) -> Integer[Array, "H W"]:
   labels = np.asarray(image)
   if labels.dtype == bool:
     labels = labels.astype(np.uint8)
-  if labels.shape != tuple(shape):
+  if shape is not None and labels.shape != tuple(shape):
     raise ValueError(
       f"{path} is {labels.shape[0]} x {labels.shape[1]}, its image "
       f"{shape[0]} x {shape[1]} (EXIF orientation applied); "
@@ -242,7 +267,9 @@ def _load_labels(path: str, shape: tuple[int, ...]) -> Integer[Array, "H W"]:
 
 
 def _check_labels(
-  semantic: Integer[Array, "H W"], num_categories: int, path: str
+  semantic: Integer[Array, "H W"],
+  num_categories: int,
+  path: str | os.PathLike,
 ) -> None:
   """ValueError if a label is neither 0 ... num_categories nor void."""
   wrong = semantic[(semantic > num_categories) & (semantic != IGNORE)]
@@ -258,7 +285,7 @@ def _categorise(
   raw: Integer[Array, "H W"],
   semantic: UInt8[Array, "H W"],
   num_categories: int,
-  path: str,
+  path: str | os.PathLike,
 ) -> tuple[Int[Array, "H W"], UInt8[Array, "m"]]:
   """Instances renumbered 1 ... m without gaps, and the category of each.
 
@@ -267,25 +294,26 @@ def _categorise(
   """
   if raw.min() < 0 or raw.max() > 65535:
     raise ValueError(f"{path} has ids outside 0 ... 65535.")
-  table = np.zeros(int(raw.max()) + 1, np.int32)
-  table[raw] = 1
-  table[0] = 0
-  ids = np.flatnonzero(table)
+  # How often each pair of instance and label is met.
+  pairs = raw.astype(np.int32).ravel() * 256 + semantic.ravel()
+  starts, ends, pairs = transforms.runs(pairs)
+  owner, label = np.divmod(pairs, 256)
+  ids = np.flatnonzero(np.bincount(owner))
+  ids = ids[ids > 0]
+  table = np.zeros(int(owner.max()) + 1, np.int32)
   table[ids] = np.arange(1, len(ids) + 1)
-  instances = table[raw]
-  joint = np.bincount(
-    (instances * 256 + semantic).ravel(), minlength=256 * (len(ids) + 1)
+  votes = np.bincount(
+    table[owner] * 256 + label, ends - starts, 256 * (len(ids) + 1)
   ).reshape(-1, 256)[1:]
-  votes = joint[:, 1 : num_categories + 1]
-  known = votes.any(axis=1)
-  if not known.all():
-    lost = ids[~known & (joint[:, 0] > 0)]
-    if lost.size:
-      raise ValueError(
-        f"{path}: instances {lost[:10].tolist()} lie on background; give "
-        "their pixels a category in SegmentationClass, or void."
-      )
-    table = np.concatenate([[0], np.cumsum(known) * known]).astype(np.int32)
-    instances = table[instances]
-  classes = (votes[known].argmax(axis=1) + 1).astype(np.uint8)
-  return instances, classes
+  known = votes[:, 1 : num_categories + 1].any(axis=1)
+  lost = ids[~known & (votes[:, 0] > 0)]
+  if lost.size:
+    raise ValueError(
+      f"{path}: instances {lost[:10].tolist()} lie on background; give "
+      "their pixels a category in SegmentationClass, or void."
+    )
+  ids = ids[known]
+  table[:] = 0
+  table[ids] = np.arange(1, len(ids) + 1)
+  classes = votes[known, 1 : num_categories + 1].argmax(axis=1) + 1
+  return table[raw], classes.astype(np.uint8)
