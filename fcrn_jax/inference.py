@@ -1,0 +1,401 @@
+"""Score and box maps of images of any size: views, tiles and averaging.
+
+A network sees few distinct sizes: images are padded to the lengths of
+`bucket`, so that a folder of many sizes compiles few times. Padding is filled
+with the mean colour, as in training, and never reaches the result: cells
+beyond the image repeat the image's last ones.
+
+Views are the same image flipped, resized and moved by less than a stride
+(multi-view testing, named in the paper's introduction; PROTOCOL b.2). Each
+view's maps are brought back to the cells of the image: scores as
+probabilities, boxes as absolute boxes with the view's geometry undone, and
+averaged there. Larger images go through in overlapping tiles whose maps are
+blended into one, so that voting happens once for the whole image.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from fcrn_jax import boxes as box_algebra
+from fcrn_jax.types import Array
+
+ApplyFn = Callable[[UInt8[Array, "b H W 3"]], Mapping[str, Array]]
+FILL = (124, 117, 104)  # mean RGB, as in training (data.pipeline)
+_BLEND = 4  # cells over which neighbouring tiles are mixed; ours
+
+
+class Options(NamedTuple):
+  """How an image is looked at; the defaults are one view of the whole."""
+
+  flip: bool = False  # average with the left-right mirror image
+  scales: tuple[float, ...] = (1.0,)  # average over sizes
+  shifts: int = 1  # k: k x k sub-stride moves, giving maps of stride / k
+  tile: int = 2048  # longest side that goes in whole, pixels; 0: any
+  tile_overlap: int = 256  # pixels that neighbouring tiles share
+
+
+ONE_VIEW = Options()
+
+
+class Maps(NamedTuple):
+  """Probabilities (0 = background) and absolute boxes of every cell."""
+
+  probs: Float[Array, "*b h w c"]
+  boxes: Float[Array, "*b h w k 4"] | None  # None without a box head
+
+
+def bucket(size: int) -> int:
+  """The length that `size` is padded to.
+
+  32, 64, then two lengths an octave to 512 (96, 128, 192, 256, 384, 512),
+  then four (640, 768, 896, 1024, 1280 ...): ours, few compilations against
+  little padding. All are multiples of 32, the largest stride.
+  """
+  octave = 32
+  while 2 * octave < size:
+    octave *= 2
+  parts = 1 if octave < 64 else 2 if octave < 512 else 4
+  lengths = [octave + octave * i // parts for i in range(parts + 1)]
+  return next(length for length in lengths if length >= size)
+
+
+def map_stride(stride: int, options: Options) -> int:
+  """Pixels per cell of the maps: the network's stride / shifts."""
+  if options.shifts < 1 or (
+    options.shifts > 1 and stride % (2 * options.shifts)
+  ):
+    raise ValueError(
+      f"inference.shifts is {options.shifts}; expected 1, or a number that"
+      f" divides half the network's stride ({stride} / 2), so that views move"
+      " by whole pixels."
+    )
+  return stride // options.shifts
+
+
+def predict_maps(
+  apply_fn: ApplyFn,
+  image: UInt8[Array, "..."],
+  stride: int,
+  options: Options = ONE_VIEW,
+  batch_size: int = 1,
+  progress: bool = False,
+) -> Maps:
+  """The maps of one image of any size, cropped to its cells, in numpy.
+
+  Tiled maps equal those of the whole image, but for rounding, wherever the
+  overlap is at least the receptive field plus 4 strides; with less, they
+  differ as much as what a tile cannot see matters to the network.
+
+  Args:
+    apply_fn: network outputs for uint8 images, see models.FCRN.
+    image: `H W 3` or `H W`; may be memory-mapped: tiles are read one by one.
+    stride: input pixels per cell of apply_fn's output.
+    options: views and tiles.
+    batch_size: number of tiles that go through at once.
+    progress: show a bar over the tiles.
+  """
+  fine = map_stride(stride, options)
+  height, width = (math.ceil(n / fine) for n in image.shape[:2])
+  # A moved view needs one more cell of room.
+  side = options.tile - (stride if options.shifts > 1 else 0)
+  if not options.tile or max(image.shape[:2]) <= side:
+    maps = batch_maps(apply_fn, [_rgb(image)], stride, options)
+    return jax.tree.map(lambda x: np.asarray(x[0, :height, :width]), maps)
+  _check_tile(stride, options)
+  spans = [
+    tile_spans(math.ceil(n / stride), side // stride, options, stride)
+    for n in image.shape[:2]
+  ]
+  pairs = [(rows, columns) for rows in spans[0] for columns in spans[1]]
+  total = None
+  with tqdm(total=len(pairs), desc="tiles", disable=not progress) as bar:
+    for first in range(0, len(pairs), batch_size):
+      group = pairs[first : first + batch_size]
+      tiles = [
+        _rgb(image[rows.pixels(stride), columns.pixels(stride)])
+        for rows, columns in group
+      ]
+      tiles += tiles[-1:] * (batch_size - len(group))
+      maps = batch_maps(apply_fn, tiles, stride, options)
+      total = total or _zeros(maps, height, width)
+      origins = [(r.start * stride, c.start * stride) for r, c in group]
+      for index, (rows, columns) in enumerate(group):
+        tile = jax.tree.map(lambda x, i=index: np.asarray(x[i]), maps)
+        _add_tile(total, tile, rows, columns, origins[index], options.shifts)
+      bar.update(len(group))
+  return total
+
+
+def batch_maps(
+  apply_fn: ApplyFn,
+  images: Sequence[UInt8[np.ndarray, "_H _W 3"]],
+  stride: int,
+  options: Options = ONE_VIEW,
+) -> Maps:
+  """The averaged maps of images of about one size, `b h w ...` on the device.
+
+  They are padded to the bucket of the largest; cells beyond an image repeat
+  its last ones and must not vote. Compiles once per bucket and batch size.
+  """
+  fine = map_stride(stride, options)
+  room = stride if options.shifts > 1 else 0
+  sizes = np.array([image.shape[:2] for image in images])
+  shape = tuple(bucket(int(n) + room) for n in sizes.max(axis=0))
+  cells = tuple((n - room) // fine for n in shape)
+  total, count = None, 0
+  for scale in options.scales:
+    views, view_shape = images, shape
+    if scale != 1:
+      views = [resize(image, scale) for image in images]
+      view_shape = tuple(bucket(math.ceil(n * scale) + room) for n in shape)
+    view_sizes = np.array([view.shape[:2] for view in views])
+    for flip in (False, True)[: 1 + options.flip]:
+      maps = _view_maps(apply_fn, views, flip, view_shape, stride, options)
+      factor, offset = view_sizes / sizes, np.zeros(sizes.shape)
+      if flip:
+        # Mirrored at a whole number of cells, so that cells meet cells.
+        offset[:, 1] = _ceil_to(view_sizes[:, 1], stride)
+        factor[:, 1] *= -1
+      # The view's part that shows the image, in cells.
+      start = np.maximum(offset - view_sizes, 0) // fine
+      stop = np.ceil(np.maximum(offset, view_sizes) / fine) - 1
+      geometry = (factor, offset, start, stop)
+      maps = _undo_view(maps, *map(np.float32, geometry), cells, fine)
+      total = maps if total is None else jax.tree.map(jnp.add, total, maps)
+      count += 1
+  return jax.tree.map(lambda x: x / count, total) if count > 1 else total
+
+
+def resize(
+  image: UInt8[np.ndarray, "_H _W 3"], scale: float
+) -> UInt8[np.ndarray, "_h _w 3"]:
+  """The image at `scale` times its size: area average down, cubic up."""
+  height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+  method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+  return cv2.resize(image, (width, height), interpolation=method)
+
+
+class Span(NamedTuple):
+  """One tile along one axis, in cells of the network."""
+
+  start: int  # first cell of the tile
+  stop: int
+  first: int  # first cell that it contributes to
+  weights: Float[np.ndarray, "n"]  # of the cells from `first` on
+
+  def pixels(self, stride: int) -> slice:
+    """The tile's pixels; may reach beyond the image."""
+    return slice(self.start * stride, self.stop * stride)
+
+
+def tile_spans(
+  length: int, tile: int, options: Options, stride: int
+) -> list[Span]:
+  """Tiles over `length` cells; the weights of each cell's tiles add up to 1.
+
+  Neighbours meet in the middle of their overlap, where each has seen most of
+  the other's side, and are mixed over a few cells around it.
+  """
+  if length <= tile:
+    return [Span(0, length, 0, np.ones(length, np.float32))]
+  step = tile - math.ceil(options.tile_overlap / stride)
+  starts = [*range(0, length - tile, step), length - tile]
+  # Share of the right one of neighbours a, b at every cell.
+  cells = np.arange(length) + 0.5
+  shares = [np.ones(length)]
+  for left, right in itertools.pairwise(starts):
+    middle = (left + tile + right) / 2
+    blend = min(_BLEND, left + tile - right)
+    ramp = (cells - middle) / blend + 0.5 if blend else cells > middle
+    shares.append(np.clip(ramp, 0, 1))
+  shares.append(np.zeros(length))
+  spans = []
+  for i, start in enumerate(starts):
+    weights = np.float32(shares[i] - shares[i + 1])
+    used = np.flatnonzero(weights)
+    first, last = used[0], used[-1]
+    spans.append(Span(start, start + tile, first, weights[first : last + 1]))
+  return spans
+
+
+def _check_tile(stride: int, options: Options):
+  overlap = options.tile_overlap
+  if bucket(options.tile) != options.tile or options.tile < 4 * stride:
+    raise ValueError(
+      f"inference.tile is {options.tile}; expected a length of"
+      f" inference.bucket, such as {bucket(max(options.tile, 4 * stride))}."
+    )
+  if not 0 <= overlap <= options.tile // 2:
+    raise ValueError(
+      f"inference.tile_overlap is {overlap}; expected 0 to half the tile"
+      f" ({options.tile} / 2)."
+    )
+
+
+def _rgb(image):
+  image = np.asarray(image)
+  if image.ndim == 2:
+    image = np.repeat(image[..., None], 3, axis=2)
+  return image
+
+
+def _ceil_to(size, multiple):
+  return -(-size // multiple) * multiple
+
+
+def _zeros(maps, height, width):
+  return jax.tree.map(
+    lambda x: np.zeros((height, width, *x.shape[3:]), np.float32), maps
+  )
+
+
+def _add_tile(total, tile, rows, columns, origin, shifts):
+  """Adds one tile's weighted share to the maps of the whole image."""
+  slices, inside, weights = [], [], []
+  for span, length in zip((rows, columns), total.probs.shape, strict=False):
+    first = span.first * shifts
+    weight = np.repeat(span.weights, shifts)[: length - first]
+    slices.append(slice(first, first + len(weight)))
+    begin = (span.first - span.start) * shifts
+    inside.append(slice(begin, begin + len(weight)))
+    weights.append(weight)
+  weight = (weights[0][:, None] * weights[1])[..., None]
+  total.probs[tuple(slices)] += weight * tile.probs[tuple(inside)]
+  if tile.boxes is not None:
+    boxes = tile.boxes[tuple(inside)] + np.float32(origin * 2)
+    total.boxes[tuple(slices)] += weight[..., None] * boxes
+
+
+def _view_maps(apply_fn, views, flip, shape, stride, options):
+  """Maps of one view in its own coordinates, moves of it interleaved.
+
+  The canvas of a move starts `offset` pixels before the view, so that its
+  cells stand for other points of the view: cell (j + 0.5) / k strides after
+  a multiple of the stride for j = 0 ... k - 1.
+  """
+  k = options.shifts
+  offsets = [(stride // 2 - stride * (2 * j + 1) // (2 * k)) for j in range(k)]
+  grid = []
+  for dy in offsets:
+    for dx in offsets:
+      move = (dy % stride, dx % stride)
+      canvas = _canvas(views, flip, shape, move, stride)
+      outputs = apply_fn(canvas)
+      maps = _to_maps(outputs["semantic"], outputs.get("boxes"), shape, move)
+      # An offset that had to be made positive starts one cell earlier.
+      skip = (int(dy < 0), int(dx < 0))
+      grid.append(_crop(maps, skip) if k > 1 else maps)
+  return grid[0] if k == 1 else _interleave(grid, k)
+
+
+def _canvas(views, flip, shape, move, stride):
+  canvas = np.empty((len(views), *shape, 3), np.uint8)
+  canvas[:] = FILL
+  for target, view in zip(canvas, views, strict=True):
+    height, width = view.shape[:2]
+    y, x = move
+    if flip:
+      view, x = view[:, ::-1], x + _ceil_to(width, stride) - width
+    target[y : y + height, x : x + width] = view
+  return canvas
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _to_maps(semantic, encoded, shape, move):
+  """Logits to probabilities, encoded boxes to absolute ones.
+
+  Two networks may differ in stride; the coarser map is then brought to the
+  cells of the finer one.
+  """
+  probs = jax.nn.softmax(jnp.asarray(semantic, jnp.float32))
+  if encoded is None:
+    return Maps(probs, None)
+  encoded = jnp.asarray(encoded, jnp.float32)
+  height, width = encoded.shape[1:3]
+  points = box_algebra.cell_points(height, width, shape[0] / height, jnp)
+  boxes = box_algebra.decode(encoded, points[:, :, None])
+  boxes -= jnp.tile(jnp.asarray(move, jnp.float32), 2)
+  ratio = height / probs.shape[1]
+  if ratio > 1:
+    b, _, _, c = probs.shape
+    probs = jax.image.resize(probs, (b, height, width, c), "linear")
+  elif ratio < 1:
+    boxes = jnp.repeat(boxes, round(1 / ratio), axis=1)
+    boxes = jnp.repeat(boxes, round(1 / ratio), axis=2)
+  return Maps(probs, boxes)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _crop(maps, skip):
+  y, x = skip
+  height, width = (n - 1 for n in maps.probs.shape[1:3])
+  return jax.tree.map(lambda m: m[:, y : y + height, x : x + width], maps)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _interleave(grid, k):
+  """k * k maps, cell (i, j) of the (y, x)-th going to (i k + y, j k + x)."""
+
+  def mix(*maps):
+    b, h, w, *rest = maps[0].shape
+    stacked = jnp.stack(maps).reshape(k, k, b, h, w, *rest)
+    stacked = jnp.moveaxis(stacked, (0, 1), (2, 4))
+    return stacked.reshape(b, h * k, w * k, *rest)
+
+  return jax.tree.map(mix, *grid)
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def _undo_view(
+  maps: Maps,
+  factor: Float[Array, "b 2"],
+  offset: Float[Array, "b 2"],
+  first: Float[Array, "b 2"],
+  last: Float[Array, "b 2"],
+  cells: tuple[int, int],
+  stride: int,
+) -> Maps:
+  """A view's maps at the cells of the image.
+
+  Point p of the image is factor * p + offset in the view, whose cells from
+  `first` to `last` show the image.
+  """
+
+  def one(maps, factor, offset, first, last):
+    axes = []
+    for axis, length in enumerate(cells):
+      point = (jnp.arange(length) + 0.5) * stride
+      position = (factor[axis] * point + offset[axis]) / stride - 0.5
+      axes.append(jnp.clip(position, first[axis], last[axis]))
+    probs = _bilinear(maps.probs, *axes)
+    if maps.boxes is None:
+      return Maps(probs, None)
+    boxes = _bilinear(maps.boxes, *axes)
+    corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
+    corners = (corners - offset) / factor
+    low, high = corners.min(axis=-2), corners.max(axis=-2)
+    return Maps(probs, jnp.concatenate([low, high], axis=-1))
+
+  return jax.vmap(one)(maps, factor, offset, first, last)
+
+
+def _bilinear(image, y, x):
+  """Values of `h w ...` at every pair of the coordinates y and x."""
+  for axis, position in enumerate((y, x)):
+    low = jnp.floor(position).astype(jnp.int32)
+    high = jnp.minimum(low + 1, image.shape[axis] - 1)
+    shape = (1,) * axis + (-1,) + (1,) * (image.ndim - axis - 1)
+    share = (position - low).reshape(shape)
+    # Not low + share * (high - low): with share 0 a cell keeps its value.
+    image = image.take(low, axis) * (1 - share) + image.take(high, axis) * share
+  return image
