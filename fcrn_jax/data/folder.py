@@ -144,12 +144,12 @@ def load_labels(
   ValueError names the file that cannot be read, is not of `shape` H W (of
   the semantic map if None), or holds ids that `num_categories` do not allow.
   """
-  semantic = _load_map(semantic_path, shape)
+  semantic = load_map(semantic_path, shape)
   _check_labels(semantic, num_categories, semantic_path)
   semantic = semantic.astype(np.uint8)
   if instances_path is None:
     return {"semantic": semantic}
-  raw = _load_map(instances_path, semantic.shape)
+  raw = load_map(instances_path, semantic.shape)
   if raw.dtype == np.uint8:
     raw = np.where(raw == IGNORE, 0, raw)
   instances, classes = _categorise(
@@ -244,10 +244,10 @@ def _stretch(gray: Array) -> UInt8[Array, "H W"]:
   return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def _load_map(
-  path: str | os.PathLike, shape: tuple[int, ...] | None
+def load_map(
+  path: str | os.PathLike, shape: tuple[int, ...] | None = None
 ) -> Integer[Array, "H W"]:
-  """A label map's ids, uint8 or wider, of the given H W."""
+  """A label map's ids, uint8 or wider; ValueError if not of `shape` H W."""
   image = _decode(path)
   if image.mode not in _GRAY:
     raise ValueError(

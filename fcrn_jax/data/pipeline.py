@@ -167,15 +167,13 @@ def augment(
   o = options
   if o.rotation or o.elastic:
     example = transforms.warp(example, rng, o.rotation, o.elastic, o.fill)
-  if o.symmetries:
-    turn, mirror = rng.random(2) < 0.5
-    # Mirror, transpose, mirror: with the flip below, all eight.
-    if mirror:
-      example = transforms.flip_left_right(example)
-    if turn:
-      example = transforms.transpose(example)
-  if (o.flip or o.symmetries) and rng.random() < 0.5:
-    example = transforms.flip_left_right(example)
+  mirror, upset, turn = rng.random(3) < 0.5
+  if mirror and (o.flip or o.symmetries):
+    example = transforms.flip(example, axis=1)
+  if upset and o.symmetries:
+    example = transforms.flip(example, axis=0)
+  if turn and o.symmetries:
+    example = transforms.transpose(example)
   factor = o.input_scale * rng.uniform(*o.scale)
   aspect = np.exp(rng.uniform(-o.aspect, o.aspect) / 2)
   example = transforms.random_crop(

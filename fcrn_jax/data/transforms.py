@@ -6,7 +6,7 @@ move image, maps and boxes alike. Each random step draws from the generator it
 is given, so a crop depends on its generator only.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,19 +18,29 @@ from fcrn_jax.types import IGNORE, Array
 WEIGHTINGS = ("area", "sqrt_area", "none")
 
 
+def runs(
+  values: Int[Array, "n"],
+) -> tuple[Int[Array, "k"], Int[Array, "k"], Int[Array, "k"]]:
+  """Start, end and value of each stretch of equal values.
+
+  A map has far fewer runs than pixels, so what is gathered by instance is
+  gathered over runs.
+  """
+  starts = np.flatnonzero(values[1:] != values[:-1]) + 1
+  starts = np.concatenate([[0], starts])
+  ends = np.append(starts[1:], values.size)
+  return starts, ends, values[starts]
+
+
 def instance_boxes(
   instances: Int[Array, "H W"], number: int
 ) -> Float[Array, "m 4"]:
   """Boxes (y0, x0, y1, x1) of instances 1 ... number; zeros if unseen."""
   height, width = instances.shape
+  # A column of 0 ends every run with its row.
   padded = np.zeros((height, width + 1), instances.dtype)
   padded[:, :-1] = instances
-  # A run is a stretch of one id within a row; far fewer than pixels.
-  flat = padded.ravel()
-  starts = np.flatnonzero(np.diff(flat, prepend=0))
-  owner = flat[starts]
-  ends = np.append(starts[1:], flat.size)
-  starts, ends, owner = (a[owner > 0] for a in (starts, ends, owner))
+  starts, ends, owner = runs(padded.ravel())
   row, left = np.divmod(starts, width + 1)
   right = left + ends - starts
   found = np.zeros((number + 1, 4), np.float32)
@@ -87,24 +97,23 @@ def warp(
   return example
 
 
-def flip_left_right(example: dict[str, Any]) -> dict[str, Any]:
-  """Mirrored; the maps are views."""
+def flip(example: dict[str, Any], axis: int) -> dict[str, Any]:
+  """Mirrored along axis 0 (upside down) or 1 (left right); maps are views."""
   example = dict(example)
-  width = example["semantic"].shape[1]
+  size = example["semantic"].shape[axis]
   for name in ("image", "semantic", "instances"):
     if name in example:
-      example[name] = example[name][:, ::-1]
+      example[name] = np.flip(example[name], axis)
   if "boxes" in example:
-    y0, x0, y1, x1 = example["boxes"].T
-    example["boxes"] = np.stack([y0, width - x1, y1, width - x0], axis=1)
+    boxes = example["boxes"].copy()
+    boxes[:, axis] = size - example["boxes"][:, axis + 2]
+    boxes[:, axis + 2] = size - example["boxes"][:, axis]
+    example["boxes"] = boxes
   return example
 
 
 def transpose(example: dict[str, Any]) -> dict[str, Any]:
-  """Rows and columns exchanged; the maps are views.
-
-  With flip_left_right it makes the eight symmetries of the square.
-  """
+  """Rows and columns exchanged; the maps are views."""
   example = dict(example)
   for name in ("image", "semantic", "instances"):
     if name in example:
@@ -112,6 +121,16 @@ def transpose(example: dict[str, Any]) -> dict[str, Any]:
   if "boxes" in example:
     example["boxes"] = example["boxes"][:, [1, 0, 3, 2]]
   return example
+
+
+class _Span(NamedTuple):
+  """Along one axis: what is cut from the source and where it is put."""
+
+  start: int  # in the source
+  length: int
+  place: int  # in the crop
+  resized: int  # length after scaling
+  shown: int  # of that, what lies in the crop
 
 
 def random_crop(
@@ -131,71 +150,63 @@ def random_crop(
   feature resolution: label and instance at each cell's point, IGNORE and 0
   outside of the image. `full_boxes` False: boxes of what the crop shows.
   """
-  starts, sources, places, targets = zip(
-    *(
-      _place(rng, size, factor, extent)
-      for size, factor, extent in zip(
-        example["semantic"].shape, factors, crop, strict=True
-      )
-    ),
-    strict=True,
-  )
-  window = tuple(slice(a, a + n) for a, n in zip(starts, sources, strict=True))
-  scaled = np.array(targets) / np.array(sources)
-  # A window may scale to a pixel more than the crop.
-  shown = [min(n, c - p) for n, c, p in zip(targets, crop, places, strict=True)]
-  image = _resize(example["image"][window], targets)
-  canvas_size = [-(-extent // stride) * stride for extent in crop]
-  canvas = np.empty((*canvas_size, 3), np.uint8)
-  canvas[:] = fill
-  inside = tuple(slice(p, p + n) for p, n in zip(places, shown, strict=True))
-  canvas[inside] = image[: shown[0], : shown[1]]
-
-  cells, seen = [], []
-  for axis in range(2):
-    points = (np.arange(canvas_size[axis] // stride) + 0.5) * stride
-    source = starts[axis] + (points - places[axis]) / scaled[axis]
-    seen.append(
-      (points >= places[axis]) & (points < places[axis] + shown[axis])
-    )
-    # floor: pixel k covers k ... k + 1
-    last = starts[axis] + sources[axis] - 1
-    cells.append(np.clip(np.floor(source).astype(int), starts[axis], last))
-  grid, seen = np.ix_(*cells), np.logical_and.outer(*seen)
-  cut = dict(example, image=canvas)
+  size = example["semantic"].shape
+  y, x = (_span(rng, *axis) for axis in zip(size, factors, crop, strict=True))
+  window = np.s_[y.start : y.start + y.length, x.start : x.start + x.length]
+  height, width = (-(-extent // stride) * stride for extent in crop)
+  image = _resize(example["image"][window], y.resized, x.resized)
+  image = cv2.copyMakeBorder(
+    image[: y.shown, : x.shown],
+    y.place, height - y.place - y.shown, x.place, width - x.place - x.shown,
+    cv2.BORDER_CONSTANT, value=fill,
+  )  # fmt: skip
+  rows, row_seen = _cells(y, height // stride, stride)
+  columns, column_seen = _cells(x, width // stride, stride)
+  grid, seen = np.ix_(rows, columns), row_seen[:, None] & column_seen
+  cut = dict(example, image=image)
   cut["semantic"] = np.where(seen, example["semantic"][grid], IGNORE)
   if "instances" in example:
     cut["instances"] = np.where(seen, example["instances"][grid], 0)
-    boxes = example["boxes"]
+    start = np.tile([y.start, x.start], 2)
+    boxes = example["boxes"] - start
     if not full_boxes:
-      boxes = instance_boxes(
-        np.ascontiguousarray(example["instances"][window]), len(boxes)
-      ) + np.tile(starts, 2)
-    moved = (boxes - np.tile(starts, 2)) * np.tile(scaled, 2)
-    cut["boxes"] = (moved + np.tile(places, 2)).astype(np.float32)
+      boxes = instance_boxes(example["instances"][window], len(boxes))
+    scale = np.tile([y.resized / y.length, x.resized / x.length], 2)
+    place = np.tile([y.place, x.place], 2)
+    cut["boxes"] = (boxes * scale + place).astype(np.float32)
   return cut
 
 
-def _place(
+def _span(
   rng: np.random.Generator, size: int, factor: float, extent: int
-) -> tuple[int, int, int, int]:
-  """Along one axis: start and length in the source, and in the crop."""
-  source = min(size, int(np.ceil(extent / factor)))
-  start = int(rng.integers(0, size - source + 1))
-  target = max(1, round(source * factor))
-  place = int(rng.integers(0, max(extent - target, 0) + 1))
-  return start, source, place, target
+) -> _Span:
+  """A random span of a source of `size` for a crop of `extent`."""
+  length = min(size, int(np.ceil(extent / factor)))
+  start = int(rng.integers(0, size - length + 1))
+  resized = max(1, round(length * factor))
+  place = int(rng.integers(0, max(extent - resized, 0) + 1))
+  return _Span(start, length, place, resized, min(resized, extent - place))
+
+
+def _cells(
+  span: _Span, number: int, stride: int
+) -> tuple[Int[Array, "h"], Bool[Array, "h"]]:
+  """Source pixel under each cell's point, and whether it is in the image."""
+  points = (np.arange(number) + 0.5) * stride - span.place
+  seen = (points >= 0) & (points < span.shown)
+  # Pixel k covers k ... k + 1, so a coordinate's floor is its pixel.
+  pixels = np.floor(points * (span.length / span.resized)).astype(int)
+  return span.start + np.clip(pixels, 0, span.length - 1), seen
 
 
 def _resize(
-  image: UInt8[Array, "H W 3"], size: tuple[int, ...]
+  image: UInt8[Array, "H W 3"], height: int, width: int
 ) -> UInt8[Array, "A B 3"]:
-  if image.shape[:2] == tuple(size):
+  if image.shape[:2] == (height, width):
     return image
-  shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
+  shrinks = height * width < image.shape[0] * image.shape[1]
   method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-  image = np.ascontiguousarray(image)
-  return cv2.resize(image, (size[1], size[0]), interpolation=method)
+  return cv2.resize(image, (width, height), interpolation=method)
 
 
 def jitter_intensity(
@@ -213,13 +224,15 @@ def jitter_intensity(
   exponent of exp(uniform(-v, v)). noise: Gaussian of a standard deviation of
   up to this share of 255. invert: the probability of a negative.
   """
+  if not (brightness or contrast or gamma or noise or invert):
+    return image
   levels = np.arange(256, dtype=np.float32) / 255
   if rng.random() < invert:
     levels = 1 - levels
   levels = levels ** np.exp(rng.uniform(-gamma, gamma))
   levels = (levels - 0.5) * np.exp(rng.uniform(-contrast, contrast)) + 0.5
   levels = (levels + rng.uniform(-brightness, brightness)) * 255
-  image = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[image]
+  image = cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
   if noise:
     grain = rng.standard_normal(image.shape, dtype=np.float32)
     grain *= np.float32(255 * rng.uniform(0, noise))
@@ -238,7 +251,7 @@ def normalize_intensity(
   counts = np.bincount(image.ravel(), minlength=256).cumsum()
   low, high = np.searchsorted(counts, counts[-1] * np.array([0.01, 0.998]))
   levels = (np.arange(256) - low) * (255 / max(high - low, 1))
-  return np.clip(np.rint(levels), 0, 255).astype(np.uint8)[image]
+  return cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
 
 def box_targets(
