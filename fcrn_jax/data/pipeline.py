@@ -28,7 +28,7 @@ class PipelineOptions(NamedTuple):
   input_scale: float = 1.0  # network input pixels per image pixel
   aspect: float = 0.0  # height against width by exp(uniform(-v, v))
   flip: bool = True  # left and right, half of the time
-  symmetries: bool = False  # the eight of the square, for microscopy
+  rot90: bool = False  # also upside down and quarter turns: microscopy
   rotation: float = 0.0  # up to so many degrees
   elastic: float = 0.0  # pixels of the original image
   normalize: bool = False  # transforms.normalize_intensity
@@ -168,11 +168,11 @@ def augment(
   if o.rotation or o.elastic:
     example = transforms.warp(example, rng, o.rotation, o.elastic, o.fill)
   mirror, upset, turn = rng.random(3) < 0.5
-  if mirror and (o.flip or o.symmetries):
+  if mirror and (o.flip or o.rot90):
     example = transforms.flip(example, axis=1)
-  if upset and o.symmetries:
+  if upset and o.rot90:
     example = transforms.flip(example, axis=0)
-  if turn and o.symmetries:
+  if turn and o.rot90:
     example = transforms.transpose(example)
   factor = o.input_scale * rng.uniform(*o.scale)
   aspect = np.exp(rng.uniform(-o.aspect, o.aspect) / 2)
