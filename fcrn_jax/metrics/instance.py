@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy import ndimage
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import lil_array
 
 from fcrn_jax.metrics import protocols
 from fcrn_jax.types import Array
@@ -187,94 +187,83 @@ def _reduce(
   masks, classes, scores, gt_masks, gt_classes, void
 ) -> protocols.Image:
   """The IoUs, void shares and neighbours of one image."""
+  clear = np.ones(masks.shape[-2:], bool) if void is None else ~void
+  truths = [
+    (k, window, mask & clear[window]) for k, window, mask in _pieces(gt_masks)
+  ]
+  layers = _layers(truths, clear.shape)
+  gt_area = np.zeros(len(gt_classes), np.int64)
+  for k, _, mask in truths:
+    gt_area[k] = np.count_nonzero(mask)
+  void_share = np.zeros(len(classes))
+  ious = lil_array((len(classes), len(gt_classes)))
+  for k, window, mask in _pieces(masks):
+    whole, mask = np.count_nonzero(mask), mask & clear[window]
+    area = np.count_nonzero(mask)
+    void_share[k] = 1 - area / whole
+    for layer in layers:
+      shared = np.bincount(layer[window][mask], minlength=1)
+      truth = np.flatnonzero(shared[1:])
+      truth = truth[gt_classes[truth] == classes[k]]
+      inter = shared[1:][truth]
+      ious[k, truth] = inter / (area + gt_area[truth] - inter)
   order = np.argsort(-scores, kind="stable")
-  truths = list(_layers(gt_masks))
-  if void is not None:
-    truths = [np.where(void, 0, layer) for layer in truths]
-  area, whole = np.zeros((2, len(classes) + 1), np.int64)
-  rows, columns = [], []
-  for layer in _layers(masks):
-    whole += np.bincount(layer.ravel(), minlength=len(whole))
-    if void is not None:
-      layer = np.where(void, 0, layer)
-    area += np.bincount(layer.ravel(), minlength=len(area))
-    for truth in truths:
-      both = np.flatnonzero((layer > 0) & (truth > 0))
-      rows.append(layer.ravel()[both])
-      columns.append(truth.ravel()[both])
-  gt_area = sum(
-    (np.bincount(t.ravel(), minlength=len(gt_classes) + 1) for t in truths),
-    np.zeros(len(gt_classes) + 1, np.int64),
-  )
-  present = gt_area[1:] > 0
-  shared = _count_pairs(rows, columns, (len(classes), len(gt_classes)))
-  same = classes[shared.row] == gt_classes[shared.col]
-  i, j = shared.row[same], shared.col[same]
-  inter = shared.data[same]
-  iou = inter / (area[1:][i] + gt_area[1:][j] - inter)
-  table = csr_array((iou, (i, j)), shape=shared.shape)
-  share = 1 - area[1:] / np.maximum(whole[1:], 1)
+  present = np.flatnonzero(gt_area)
   return protocols.Image(
     scores[order],
     classes[order],
-    np.where(whole[1:] > 0, share, 0.0)[order],
+    void_share[order],
     gt_classes[present],
-    _touching(truths, gt_classes)[present],
-    table[order][:, np.flatnonzero(present)].sorted_indices(),
+    _touching(truths, layers, gt_classes)[present],
+    ious.tocsr()[order][:, present].sorted_indices(),
   )
 
 
-def _layers(masks: np.ndarray) -> Iterator[Integer[np.ndarray, "H W"]]:
-  """Label maps that together hold all masks, none overlapping in any.
-
-  Mostly one; one at a time, so that memory is that of an image or two.
-  """
+def _pieces(
+  masks: np.ndarray,
+) -> Iterator[tuple[int, tuple[slice, slice], Bool[np.ndarray, "y x"]]]:
+  """(index, bounding window, mask within it) of each instance with pixels."""
   if masks.ndim == 2:
-    yield masks
+    for k, window in enumerate(ndimage.find_objects(masks)):
+      if window is not None:
+        yield k, window, masks[window] == k + 1
     return
   rows, columns = masks.any(axis=2), masks.any(axis=1)
-  rest = [k for k in range(len(masks)) if rows[k].any()]
-  boxes = {k: (_extent(rows[k]), _extent(columns[k])) for k in rest}
-  while rest:
-    layer = np.zeros(masks.shape[1:], np.int32)
-    later = []
-    for k in rest:
-      window, mask = layer[boxes[k]], masks[k][boxes[k]]
-      if window[mask].any():
-        later.append(k)
-      else:
-        window[mask] = k + 1
-    yield layer
-    rest = later
+  for k in np.flatnonzero(rows.any(axis=1)):
+    window = _extent(rows[k]), _extent(columns[k])
+    yield int(k), window, masks[k][window]
 
 
 def _extent(line: Bool[np.ndarray, "n"]) -> slice:
   """From the first to the last true value."""
-  return slice(line.argmax(), len(line) - line[::-1].argmax())
+  return slice(int(line.argmax()), len(line) - int(line[::-1].argmax()))
 
 
-def _count_pairs(rows: list, columns: list, shape: tuple[int, int]):
-  """How often each pair of labels (from 1) occurs, as a sparse matrix."""
-  i = np.concatenate([np.zeros(0, np.int64), *rows]) - 1
-  j = np.concatenate([np.zeros(0, np.int64), *columns]) - 1
-  ones = np.ones(len(i), np.int64)
-  return coo_array((ones, (i, j)), shape=shape).tocsr().tocoo()
+def _layers(pieces, shape: tuple[int, int]) -> list[np.ndarray]:
+  """Label maps that together hold all pieces: one if none overlap."""
+  layers = []
+  for k, window, mask in pieces:
+    for layer in layers:
+      if not layer[window][mask].any():
+        break
+    else:
+      layer = np.zeros(shape, np.int32)
+      layers.append(layer)
+    layer[window][mask] = k + 1
+  return layers
 
 
-def _touching(layers: list, classes) -> Bool[np.ndarray, "g"]:
+def _touching(pieces, layers, classes) -> Bool[np.ndarray, "g"]:
   """Instances with a pixel on or next to one of another of their category.
 
   Next to is the 8-neighbourhood.
   """
+  layers = [np.pad(layer, 1) for layer in layers]
   result = np.zeros(len(classes), bool)
-  for first in layers:
-    for second in layers:
-      # Half the neighbours; the other half come with the layers swapped.
-      for dy, dx in ((0, 0), (0, 1), (1, -1), (1, 0), (1, 1)):
-        a = first[: len(first) - dy, max(-dx, 0) : first.shape[1] - max(dx, 0)]
-        b = second[dy:, max(dx, 0) : second.shape[1] - max(-dx, 0)]
-        near = (a != b) & (a > 0) & (b > 0)
-        i, j = a[near].astype(int) - 1, b[near].astype(int) - 1
-        same = classes[i] == classes[j]
-        result[i[same]] = result[j[same]] = True
+  for k, (y, x), mask in pieces:
+    grown = slice(y.start, y.stop + 2), slice(x.start, x.stop + 2)
+    around = ndimage.binary_dilation(np.pad(mask, 1), np.ones((3, 3)))
+    for layer in layers:
+      near = np.flatnonzero(np.bincount(layer[grown][around], minlength=1)[1:])
+      result[k] |= bool((classes[near[near != k]] == classes[k]).any())
   return result
