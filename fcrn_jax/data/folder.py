@@ -10,11 +10,13 @@ An instance map of 8 bits has 255 as void (VOC's borders); one of 16 bits has
 no void. An instance's category is the commonest category over its pixels.
 """
 
+import contextlib
 import logging
 import os
 import pathlib
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -126,11 +128,12 @@ def load_image(file: str | os.PathLike | BinaryIO) -> UInt8[Array, "H W 3"]:
   the image become 0 and 255 (ours). ValueError names a file that is missing,
   unreadable, truncated or too large.
   """
-  image = _decode(file)
-  ImageOps.exif_transpose(image, in_place=True)
-  if image.mode in ("I;16", "I;16B", "I", "F"):
-    return np.repeat(_stretch(np.asarray(image))[..., None], 3, axis=-1)
-  return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+  with _naming(file):
+    image = Image.open(file)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode in ("I;16", "I;16B", "I", "F"):
+      return np.repeat(_stretch(np.asarray(image))[..., None], 3, axis=-1)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def load_labels(
@@ -211,13 +214,12 @@ def _list_files(folder: pathlib.Path) -> dict[str, str]:
   return {pathlib.PurePath(file).stem: file for file in files}
 
 
-def _decode(file: str | os.PathLike | BinaryIO) -> Image.Image:
-  """The decoded picture, or a ValueError that names the file."""
+@contextlib.contextmanager
+def _naming(file: str | os.PathLike | BinaryIO) -> Iterator[None]:
+  """Turns what goes wrong in reading a picture into a clear ValueError."""
   name = getattr(file, "name", file)
   try:
-    image = Image.open(file)
-    image.load()
-    return image
+    yield
   except Image.DecompressionBombError as error:
     raise ValueError(
       f"{name} is too large ({error}); if you trust the file, raise "
@@ -248,7 +250,9 @@ def load_map(
   path: str | os.PathLike, shape: tuple[int, ...] | None = None
 ) -> Integer[Array, "H W"]:
   """A label map's ids, uint8 or wider; ValueError if not of `shape` H W."""
-  image = _decode(path)
+  with _naming(path):
+    image = Image.open(path)
+    image.load()
   if image.mode not in _GRAY:
     raise ValueError(
       f"{path} has mode {image.mode}; expected one channel of ids (palette, "
