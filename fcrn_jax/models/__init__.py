@@ -12,7 +12,10 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from fcrn_jax.models.fcrn import FCRN, HEADS, PaperRow, Spec
+from fcrn_jax.models.pretrained import load_pretrained
 from fcrn_jax.models.resnet import STRIDES
+
+__all__ = ["create", "list_models", "load_pretrained", "spec"]
 
 _DEPTHS = (18, 34, 50, 101, 152)
 _KERNELS = (1, 3, 5, 7)
@@ -138,6 +141,7 @@ def create(
   classifier_width: int = 0,
   box_unit: float = 1.0,
   width: int = 64,
+  caffe_pool: bool = False,
 ) -> FCRN:
   """The network of that name, a Flax module.
 
@@ -155,6 +159,9 @@ def create(
     box_unit: pixels per unit of the box head's raw output.
     width: channels of the stem, 64 for the network as named; all others in
       proportion.
+    caffe_pool: the max-pool windows of Caffe, which lie one cell further down
+      and right: exact for the original weights. Where conv1 has an odd size,
+      Caffe drops the last cell and we keep it.
   """
   wrong = [
     head for head, count in heads.items() if head not in HEADS or count < 1
@@ -178,4 +185,5 @@ def create(
     classifier_width=classifier_width,
     box_unit=box_unit,
     width=width,
+    caffe_pool=caffe_pool,
   )
