@@ -39,14 +39,19 @@ def get_config() -> ConfigDict:
   config.data.crop = (504, 504)  # [A] 500, padded to the stride
   config.data.scale = (0.7, 1.3)  # [A]
   config.data.input_scale = 1.0  # the network sees images at this scale
+  config.data.aspect = 0.0  # these: see data.pipeline.PipelineOptions
   config.data.flip = True  # [A] p = 0.5, left-right
-  config.data.rot90 = False  # rotations by 90 degrees and flips up-down
-  config.data.brightness = 0.0  # see data.pipeline.PipelineOptions
+  config.data.symmetries = False  # the eight of the square
+  config.data.rotation = 0.0
+  config.data.elastic = 0.0
+  config.data.normalize = False
+  config.data.brightness = 0.0
   config.data.contrast = 0.0
   config.data.gamma = 0.0
   config.data.noise = 0.0
   config.data.invert = 0.0
-  config.data.box_weighting = "area"  # [P] "according to heights and widths"
+  config.data.full_boxes = True  # of the whole instance, not the crop's part
+  config.data.box_weighting = "area"  # 1 / (height x width); [P] names both
   config.data.num_workers = 0  # processes that prepare batches
   config.data.cache = False  # keep decoded images in memory
   config.data.on_error = "raise"  # or skip, counted and logged
@@ -79,13 +84,26 @@ def get_config() -> ConfigDict:
   config.inference = ConfigDict()
   config.inference.flip = False
   config.inference.scales = (1.0,)
-  config.inference.shifts = ((0, 0),)  # sub-stride, in pixels
-  config.inference.tile = 0  # side of tiles in pixels; 0: whole images
-  config.inference.tile_overlap = 0
+  config.inference.shifts = 1  # k x k sub-stride moves
+  config.inference.tile = 2048  # longest side that goes in whole; 0: any
+  config.inference.tile_overlap = 256
 
   config.instances = ConfigDict()  # see instances.Options
   config.instances.num_masks = 2
+  config.instances.score_floor = 0.05
   config.instances.iou_threshold = 0.5
+  config.instances.max_instances = 100
+  config.instances.region_overlap = 0.0  # any shared pixel, as in SDS
+  config.instances.min_area = 0.0
+  config.instances.min_fill = 0.25
+  config.instances.min_agreement = 0.0
+  config.instances.masks = "boxes"
   config.protocol = "sds"  # [P]
   config.eval_images = 0  # images of the last evaluation; 0: all
   return config.lock()
+
+
+def check_row(arg: str, rows) -> None:
+  """Refuses a config argument that is no row of a table."""
+  if arg not in rows:
+    raise ValueError(f"no row {arg!r}; expected one of {', '.join(rows)}.")

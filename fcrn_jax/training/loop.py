@@ -66,9 +66,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
   dataset = load_split(config, "train")
   with config.unlocked():
     config.categories = tuple(dataset.categories)
-  if main_process:
-    checkpoint.write_config(workdir, config)
-
   model = create_model(config)
   learning_rate = optimizer.schedule(
     config.optim.schedule,
@@ -103,6 +100,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
     state, position = checkpointer.restore(state)
     batches.set_state(position)
     logging.info("continuing %s at step %d", workdir, int(state.step))
+  if main_process:
+    checkpoint.write_config(workdir, config)
   start = int(state.step)
   train_step = parallel.pmap_step(
     step.make_train_step(

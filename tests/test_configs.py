@@ -1,0 +1,79 @@
+"""Every config, and every row of the paper's tables as the zoo has it."""
+
+import importlib
+
+import pytest
+
+from fcrn_jax import models
+
+PLAIN = ("default", "shapes", "nuclei", "folder")
+TABLES = [f"table{n}" for n in range(1, 8)]
+
+
+def rows():
+  for name in TABLES:
+    module = importlib.import_module(f"configs.{name}")
+    for row in module.ROWS:
+      if name == "table6":
+        yield from ((name, f"{row},{part}") for part in module.NETWORKS)
+      else:
+        yield name, row
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_configs_are_locked_and_complete(name):
+  config = importlib.import_module(f"configs.{name}").get_config()
+  assert config.is_locked
+  models.spec(config.model.name)
+  with pytest.raises(AttributeError, match="Did you mean"):
+    config.optim.lrr = 1
+
+
+@pytest.mark.parametrize(("name", "row"), list(rows()))
+def test_every_row_is_a_config(name, row):
+  module = importlib.import_module(f"configs.{name}")
+  config = module.get_config(row)
+  assert config.is_locked
+  assert set(config) == set(
+    importlib.import_module("configs.default").get_config()
+  )
+  spec = models.spec(config.model.name)
+  head = config.model.heads[0]
+  assert head == ("boxes" if row.endswith("localization") else "semantic")
+  # Section 3.1: the field of view must stay within the crop.
+  assert spec.field_of_view <= min(config.data.crop)
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "table7"])
+def test_figures_equal_the_zoo(name):
+  module = importlib.import_module(f"configs.{name}")
+  number = int(name[-1])
+  for row, figures in module.ROWS.items():
+    config = module.get_config(row)
+    found = [
+      (r.pixel_accuracy, r.mean_accuracy, r.mean_iou)
+      for r in models.spec(config.model.name).paper
+      if r.table in (number, 1, 3)
+    ]
+    assert figures in found, row
+
+
+def test_table2_means_are_of_its_rows():
+  from configs import table2, table4
+
+  # The mean of Table 2 includes the background, which it does not list; that
+  # of Table 4 is the plain mean.
+  for per_category, mean in table4.ROWS.values():
+    assert len(per_category) == 19
+    assert abs(sum(per_category) / 19 - mean) < 0.06
+  for per_category, mean in table2.ROWS.values():
+    assert len(per_category) == 20
+    background = 21 * mean - sum(per_category)
+    assert 90 < background < 98
+
+
+def test_unknown_rows_are_named():
+  from configs import table1
+
+  with pytest.raises(ValueError, match="no row 'fcrn99'"):
+    table1.get_config("fcrn99")

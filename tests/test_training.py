@@ -1,0 +1,231 @@
+"""Training: drivers agree, runs continue bit for bit, errors are clear."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import shapes
+from fcrn_jax import checkpoint
+from fcrn_jax.training import loop, optimizer, parallel, step, writers
+from fcrn_jax.types import Preprocessing
+
+DEVICES = 4
+
+
+class Pixelwise(nn.Module):
+  """A linear map of each pixel to both heads, quick to compile."""
+
+  @nn.compact
+  def __call__(self, images, train):
+    x = nn.Dense(3 + 2 * 4)(images)
+    boxes = x[..., 3:].reshape(*x.shape[:-1], 2, 4)
+    return {"semantic": x[..., :3], "boxes": boxes}
+
+
+def random_batch(size=8):
+  rng = np.random.default_rng(1)
+  shape = (size, 6, 5)
+  valid = rng.random(shape) < 0.5
+  return {
+    "image": rng.integers(0, 256, (*shape, 3)).astype(np.uint8),
+    "semantic": rng.integers(0, 3, shape).astype(np.uint8),
+    "boxes": rng.uniform(1, 9, (*shape, 4)).astype(np.float32),
+    "classes": np.where(valid, rng.integers(1, 3, shape), 0).astype(np.uint8),
+    "valid": valid,
+    "weights": rng.uniform(0.5, 2, shape).astype(np.float32),
+  }
+
+
+def run_steps(driver, scope="crop", num_steps=3, ema=0.9):
+  model = Pixelwise()
+  tx = optimizer.create(
+    "sgd",
+    optimizer.schedule("linear", 0.1, 10),
+    weight_decay=1e-2,
+  )
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), False)
+  state = step.create_state(
+    jax.random.key_data(jax.random.key(1)), variables, tx, ema
+  )
+  options = step.LossOptions(k=7, box_k=7, scope=scope)
+  train_step = driver(
+    step.make_train_step(model, tx, options, Preprocessing(), ema)
+  )
+  batch = parallel.split_batch(random_batch(), DEVICES)
+  for _ in range(num_steps):
+    state, metrics = train_step(state, batch)
+  return state, metrics
+
+
+def assert_trees_close(a, b, **tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@pytest.mark.parametrize("scope", ["crop", "device", "global"])
+def test_pmap_and_shard_map_agree(scope):
+  by_pmap = run_steps(parallel.pmap_step, scope)
+  by_shard_map = run_steps(parallel.shard_map_step, scope)
+  assert_trees_close(by_pmap, by_shard_map, rtol=1e-5, atol=1e-6)
+
+
+def test_four_devices_equal_one_with_the_whole_batch():
+  state, metrics = run_steps(parallel.pmap_step)
+
+  def on_one_device(fn):
+    mapped = jax.pmap(
+      fn, "batch", in_axes=(None, 0), out_axes=(None, None),
+      devices=jax.devices()[:1],
+    )  # fmt: skip
+
+    def run(state, batch):
+      whole = {k: v.reshape(1, -1, *v.shape[2:]) for k, v in batch.items()}
+      return mapped(state, whole)
+
+    return run
+
+  expected, expected_metrics = run_steps(on_one_device)
+  assert_trees_close(state.params, expected.params, rtol=1e-5, atol=1e-6)
+  assert_trees_close(state.ema, expected.ema, rtol=1e-5, atol=1e-6)
+  assert_trees_close(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
+
+
+def test_step_decays_kernels_and_averages_weights():
+  # Without data (all void, nothing valid) only weight decay moves the kernel:
+  # w <- w - lr * wd * w, and the bias stays.
+  model, tx = Pixelwise(), optimizer.create(
+    "sgd", optimizer.schedule("constant", 0.5, 10), weight_decay=0.1
+  )  # fmt: skip
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), False)
+  batch = random_batch(4)
+  batch["semantic"][:] = 255
+  batch["valid"][:] = False
+  key = jax.random.key_data(jax.random.key(1))
+  state = step.create_state(key, variables, tx, ema=0.9)
+  train_step = parallel.pmap_step(
+    step.make_train_step(model, tx, step.LossOptions(), Preprocessing(), 0.9)
+  )
+  before = jax.tree.map(np.array, state.params["Dense_0"])
+  state, metrics = train_step(state, parallel.split_batch(batch, DEVICES))
+  after = state.params["Dense_0"]
+  np.testing.assert_allclose(after["kernel"], 0.95 * before["kernel"], 1e-6)
+  np.testing.assert_array_equal(after["bias"], before["bias"])
+  assert metrics["loss"] == 0
+  # The decay of a young average is (1 + 0) / (10 + 0).
+  np.testing.assert_allclose(
+    state.ema["Dense_0"]["kernel"],
+    (0.1 + 0.9 * 0.95) * before["kernel"],
+    rtol=1e-6,
+  )
+
+
+def test_schedules_by_hand():
+  linear = optimizer.schedule("linear", 1.0, num_steps=12, warmup_steps=2)
+  rates = [float(linear(i)) for i in (0, 1, 2, 7, 12)]
+  np.testing.assert_allclose(rates, [0, 0.5, 1, 0.5, 0])
+  cosine = optimizer.schedule("cosine", 2.0, num_steps=10)
+  np.testing.assert_allclose([cosine(0), cosine(5), cosine(10)], [2, 1, 0])
+  with pytest.raises(ValueError, match="'step'; expected 'linear'"):
+    optimizer.schedule("step", 1.0, 10)
+
+
+def test_adamw_and_unknown_optimizers():
+  rate = optax.constant_schedule(0.1)
+  tx = optimizer.create("adamw", rate, weight_decay=0.0, clip_norm=1.0)
+  params = {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
+  updates, _ = tx.update(params, tx.init(params), params)
+  np.testing.assert_allclose(updates["a"]["kernel"], -0.1, rtol=1e-4)
+  with pytest.raises(ValueError, match="'adam'; expected"):
+    optimizer.create("adam", rate, weight_decay=0.0)
+
+
+def test_batch_that_does_not_divide_is_refused():
+  with pytest.raises(ValueError, match=r"batch of 6 images .* 4 devices"):
+    parallel.split_batch({"image": np.zeros((6, 2))}, 4)
+
+
+def tiny_config(**changes):
+  config = shapes.get_config().unlock()
+  config.model.name = "fcrn_tiny"
+  config.model.width = 8
+  config.data.crop = (32, 32)
+  config.data.num_train = 12
+  config.data.num_val = 3
+  config.batch_size = 4
+  config.num_steps = 6
+  config.log_every = 2
+  config.checkpoint_every = 3
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+def test_continued_run_ends_bit_identical(tmp_path):
+  whole = loop.train(tiny_config(), tmp_path / "whole")
+  # The checkpoint of step 3 is between two of the log (2, 4); stop after 5.
+  config = tiny_config()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint.Checkpointer, "reached_preemption",
+                  lambda self, now: now == 5)  # fmt: skip
+    loop.train(config, tmp_path / "parts")
+  continued = loop.train(tiny_config(), tmp_path / "parts")
+  assert int(continued.step) == 6
+  jax.tree.map(np.testing.assert_array_equal, whole, continued)
+  steps = [
+    row["step"] for row in writers.read(tmp_path / "parts" / "metrics.jsonl")
+  ]
+  assert steps == [2, 4, 5, 6]
+  assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000
+
+
+def test_restores_weights_for_inference(tmp_path):
+  state = loop.train(tiny_config(num_steps=3), tmp_path)
+  config, variables, now = checkpoint.restore_for_inference(tmp_path)
+  assert now == 3
+  assert config.model.name == "fcrn_tiny"
+  assert config.categories == ("ellipse", "rectangle", "triangle", "ring")
+  assert config.data.crop == (32, 32)
+  jax.tree.map(np.testing.assert_array_equal, variables["params"], state.ema)
+  with pytest.raises(ValueError, match=r"no checkpoint of step 9 .*\[3\]"):
+    checkpoint.restore_for_inference(tmp_path, step=9)
+
+
+def test_checkpoint_of_another_net_lists_the_differences(tmp_path):
+  loop.train(tiny_config(num_steps=3), tmp_path)
+  other = tiny_config(**{"model.width": 16, "num_steps": 6})
+  with pytest.raises(ValueError, match="of another network") as error:
+    loop.train(other, tmp_path)
+  assert "conv1/kernel" in str(error.value)
+  assert checkpoint.read_config(tmp_path).model.width == 8, "config kept"
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path):
+  config = tiny_config(**{"optim.lr": 1e30, "optim.warmup_steps": 0})
+  with pytest.raises(FloatingPointError, match=r"lower config\.optim\.lr"):
+    loop.train(config, tmp_path)
+
+
+def test_workdir_without_config_or_checkpoint_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r"has no config\.json"):
+    checkpoint.restore_for_inference(tmp_path)
+  checkpoint.write_config(tmp_path, tiny_config())
+  with pytest.raises(ValueError, match="has no checkpoint"):
+    checkpoint.restore_for_inference(tmp_path)
+
+
+def test_metrics_writer_drops_what_a_continued_run_repeats(tmp_path):
+  writer = writers.MetricsWriter(tmp_path, step=0, enabled=True)
+  for now in (1, 2, 3):
+    writer.write(now, {"loss": now if now < 3 else float("nan")})
+  (tmp_path / "metrics.jsonl").open("a").write('{"step": 4, "lo')
+  writer = writers.MetricsWriter(tmp_path, step=2, enabled=True)
+  writer.write(3, {"loss": 0.5})
+  rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").open()]
+  assert rows == [
+    {"step": 1, "loss": 1.0},
+    {"step": 2, "loss": 2.0},
+    {"step": 3, "loss": 0.5},
+  ]
