@@ -11,13 +11,14 @@ no void. An instance's category is the commonest category over its pixels.
 """
 
 import contextlib
+import io
 import logging
 import os
 import pathlib
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
@@ -120,7 +121,7 @@ class Folder:
     return self._images[self.ids[index]]
 
 
-def load_image(file: str | os.PathLike | BinaryIO) -> UInt8[Array, "H W 3"]:
+def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
   """RGB image from a path or an open binary file.
 
   EXIF orientation is applied, gray repeated, alpha dropped. More than 8 bits
@@ -215,7 +216,7 @@ def _list_files(folder: pathlib.Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _naming(file: str | os.PathLike | BinaryIO) -> Iterator[None]:
+def _naming(file: str | os.PathLike | io.IOBase) -> Iterator[None]:
   """Turns what goes wrong in reading a picture into a clear ValueError."""
   name = getattr(file, "name", file)
   try:
