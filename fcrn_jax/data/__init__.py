@@ -11,12 +11,17 @@ A data set is any object with `__len__`, `__getitem__` and the attributes
 An example is a dict: "id" str, "image" H W 3 uint8 RGB, "semantic" H W uint8
 (0 background, 1 ... C, IGNORE void), "instances" H W int32 (0 none, 1 ... m)
 and "classes" m uint8, the category of instance k at k - 1.
+
+Data of your own are a folder in VOC layout, a COCO json, or two functions:
+data.Functions(ids, image_fn, labels_fn, categories) is a data set too.
 """
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from fcrn_jax.data import folder, shapes
+from fcrn_jax.data import builders, folder, shapes
+from fcrn_jax.data.functions import Functions as Functions
 
 _BUILT = ("voc2012_sbd", "cityscapes", "pascal_context", "coco")
 
@@ -29,9 +34,10 @@ def load(
 ) -> Any:
   """The data set `name`, see the module's docstring.
 
-  `path` is the data's directory ("shapes" needs none); `options` are fields
-  of shapes.Options or folder.Options. ValueError for an unknown name or field
-  and for data that cannot be read.
+  `path` is the data's directory ("shapes" needs none): as it was published,
+  or as experiments.prepare_data or a tfds builder wrote it. `options` are
+  fields of the Options in the module of that name. ValueError for an unknown
+  name or field and for data that cannot be read.
   """
   options = dict(options or {})
   if name == "shapes":
@@ -40,9 +46,16 @@ def load(
     raise ValueError(
       f"data set {name!r} needs a path; pass path= (--config.data.path=DIR)."
     )
+  if builders.is_prepared(path):
+    # Only here, since it imports tensorflow_datasets.
+    from fcrn_jax.data.builders import records
+
+    return records.Prepared(path, split)
   if name == "folder":
     return folder.Folder(path, split, _fields(folder.Options, options))
-  # The builders' data sets (_BUILT) and prepared array_record folders go here.
+  if name in _BUILT:
+    reader = importlib.import_module(f"fcrn_jax.data.builders.{name}")
+    return reader.load(path, split, _fields(reader.Options, options))
   known = ("shapes", "folder", *_BUILT)
   raise ValueError(f"data set {name!r} is not known; expected one of {known}.")
 
