@@ -109,7 +109,7 @@ def predict_maps(
   # A moved view needs one more cell of room.
   side = options.tile - (stride if options.shifts > 1 else 0)
   if not options.tile or max(image.shape[:2]) <= side:
-    maps = batch_maps(apply_fn, [_rgb(image)], stride, options)
+    maps = batch_maps(apply_fn, [as_rgb(image)], stride, options)
     return jax.tree.map(lambda x: np.asarray(x[0, :height, :width]), maps)
   _check_tile(stride, options)
   spans = [
@@ -122,7 +122,7 @@ def predict_maps(
     for first in range(0, len(pairs), batch_size):
       group = pairs[first : first + batch_size]
       tiles = [
-        _rgb(image[rows.pixels(stride), columns.pixels(stride)])
+        as_rgb(image[rows.pixels(stride), columns.pixels(stride)])
         for rows, columns in group
       ]
       tiles += tiles[-1:] * (batch_size - len(group))
@@ -174,6 +174,12 @@ def batch_maps(
       total = maps if total is None else jax.tree.map(jnp.add, total, maps)
       count += 1
   return jax.tree.map(lambda x: x / count, total) if count > 1 else total
+
+
+def as_rgb(image: UInt8[Array, "..."]) -> UInt8[np.ndarray, "_H _W 3"]:
+  """The image in memory, gray repeated to three channels."""
+  image = np.asarray(image)
+  return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def resize(
@@ -240,13 +246,6 @@ def _check_tile(stride: int, options: Options):
       f"inference.tile_overlap is {overlap}; expected 0 to half the tile"
       f" ({options.tile} / 2)."
     )
-
-
-def _rgb(image):
-  image = np.asarray(image)
-  if image.ndim == 2:
-    image = np.repeat(image[..., None], 3, axis=2)
-  return image
 
 
 def _ceil_to(size, multiple):

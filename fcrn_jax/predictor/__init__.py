@@ -1,0 +1,365 @@
+"""Image in, Result out; loaded from a workdir or an exported file.
+
+predictor = Predictor.load("runs/shapes")
+result = predictor(image)
+result.semantic, result.label_map, result.classes, result.scores
+"""
+
+import functools
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from fcrn_jax import checkpoint, inference, instances, models
+from fcrn_jax.data import transforms
+from fcrn_jax.predictor import grouping
+from fcrn_jax.predictor.result import Result
+from fcrn_jax.types import Array, Preprocessing
+
+__all__ = ["Predictor", "Result", "create_model"]
+
+Image = UInt8[Array, "..."]  # H W 3 RGB or H W gray
+
+
+class Predictor:
+  """Networks with their settings, ready to be called.
+
+  Attributes:
+    categories: names of the categories 1 ... C.
+    stride: image pixels per cell of the maps.
+    views: inference.Options; replace it to look at images in another way.
+    options: instances.Options; replace it to group in another way.
+    source: where the networks came from, and step, the checkpoint's.
+  """
+
+  def __init__(
+    self,
+    apply_fn: inference.ApplyFn,
+    network_stride: int,
+    categories: Sequence[str],
+    *,
+    views: inference.Options = inference.ONE_VIEW,
+    options: instances.Options | None = None,
+    input_scale: float = 1.0,
+    normalize: bool = False,
+    source: str = "",
+    step: int | None = None,
+  ):
+    """See `load`; this is for networks of one's own.
+
+    apply_fn: outputs "semantic" and "boxes" for images b H W 3 uint8, see
+      models.FCRN; network_stride: its input pixels per output pixel.
+    input_scale: the network sees images resized by this factor.
+    normalize: it sees images after transforms.normalize_intensity.
+    """
+    self._apply_fn = apply_fn
+    self._network_stride = network_stride
+    self.categories = tuple(categories)
+    self.views = views
+    self.options = instances.Options() if options is None else options
+    self.input_scale = input_scale
+    self.normalize = normalize
+    self.source = source
+    self.step = step
+
+  @classmethod
+  def load(
+    cls,
+    path: str | os.PathLike | None = None,
+    *,
+    semantic: str | os.PathLike | None = None,
+    localization: str | os.PathLike | None = None,
+    step: int | None = None,
+  ) -> "Predictor":
+    """From one joint workdir, from two of one head each, or from a file.
+
+    Args:
+      path: a workdir of experiments.train, or a file of experiments.export.
+      semantic: workdir whose network gives the scores.
+      localization: workdir whose network gives the boxes.
+      step: checkpoint of a workdir; default the newest.
+
+    Thresholds are those of thresholds.json in the workdir (experiments.tune),
+    else of its config.
+    """
+    if (path is None) == (semantic is None and localization is None):
+      raise ValueError(
+        "Predictor.load needs either a path, or semantic= and localization=;"
+        f" got path={path}, semantic={semantic}, localization={localization}."
+      )
+    if path is not None and not pathlib.Path(path).exists():
+      raise ValueError(f"{path} does not exist; pass a workdir or a file.")
+    if path is not None and pathlib.Path(path).is_file():
+      from fcrn_jax import export
+
+      return export.load_predictor(path)
+    if path is not None:
+      return _from_workdirs({"semantic": path, "boxes": path}, step)
+    return _from_workdirs({"semantic": semantic, "boxes": localization}, step)
+
+  @property
+  def stride(self) -> float:
+    """Image pixels per cell of the maps."""
+    cell = inference.map_stride(self._network_stride, self.views)
+    return cell / self.input_scale
+
+  def __call__(self, image: Image, progress: bool = False) -> Result:
+    """The prediction for one image of any size, uint8.
+
+    Larger images than views.tile go through in tiles, with a progress bar if
+    `progress`; they may be memory-mapped.
+    """
+    check_image(image)
+    if self._is_tiled(image):
+      return self.group(self.maps(image, progress), image)
+    return self.predict_batch([image])[0]
+
+  def predict_batch(self, images: Sequence[Image]) -> list[Result]:
+    """Predictions for images of any sizes, in order.
+
+    Images that are padded to the same size go through together, shared out
+    among the local devices.
+    """
+    results: list[Result | None] = [None] * len(images)
+    buckets: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+      check_image(image)
+      if self._is_tiled(image):
+        results[index] = self(image)
+      else:
+        size = (round(n * self.input_scale) for n in image.shape[:2])
+        key = tuple(inference.bucket(n) for n in size)
+        buckets.setdefault(key, []).append(index)
+    for bucket, indices in buckets.items():
+      # Alone or in batches of one size, so that little is compiled.
+      count = self._images_at_once(bucket) if len(indices) > 1 else 1
+      for first in range(0, len(indices), count):
+        batch = indices[first : first + count]
+        found = self._one_batch([images[index] for index in batch], count)
+        for index, result in zip(batch, found, strict=True):
+          results[index] = result
+    return results
+
+  def maps(self, image: Image, progress: bool = False) -> inference.Maps:
+    """Score and box maps of one image of any size, `h w`, in numpy.
+
+    Boxes are in pixels of the image; a cell covers `stride` of them.
+    """
+    check_image(image)
+    maps = inference.predict_maps(
+      self._apply_fn,
+      self._network_image(image),
+      self._network_stride,
+      self.views,
+      batch_size=jax.local_device_count(),
+      progress=progress,
+    )
+    return self._in_image_pixels(maps)
+
+  def group(
+    self,
+    maps: inference.Maps,
+    image: Image,
+    options: instances.Options | None = None,
+  ) -> Result:
+    """Steps 3 to 6 of the paper's section 2.1 for maps of that image."""
+    options = self.options if options is None else options
+    return grouping.group_one(
+      maps, image, options, self.stride, self.categories
+    )
+
+  def _is_tiled(self, image):
+    longest = max(image.shape[:2]) * self.input_scale
+    return 0 < self.views.tile < longest
+
+  def _one_batch(self, images, count):
+    inputs = [self._network_image(image) for image in images]
+    inputs += inputs[-1:] * (count - len(inputs))
+    maps = inference.batch_maps(
+      self._apply_fn, inputs, self._network_stride, self.views
+    )
+    return grouping.group_batch(
+      self._in_image_pixels(maps),
+      images,
+      self.options,
+      self.stride,
+      self.categories,
+    )
+
+  def _network_image(self, image):
+    """The image as the network sees it; untouched (mapped) where it can be."""
+    if self.normalize:
+      image = transforms.normalize_intensity(inference.as_rgb(image))
+    if self.input_scale == 1:
+      return image
+    image = inference.as_rgb(image)
+    # To a size that scales to whole pixels, so that cells stay in place.
+    multiple = Fraction(self.input_scale).limit_denominator(16).denominator
+    pads = [(0, -n % multiple) for n in image.shape[:2]]
+    return inference.resize(
+      np.pad(image, (*pads, (0, 0)), "edge"), self.input_scale
+    )
+
+  def _in_image_pixels(self, maps):
+    if maps.boxes is None or self.input_scale == 1:
+      return maps
+    return maps._replace(boxes=maps.boxes / np.float32(self.input_scale))
+
+  def _images_at_once(self, bucket):
+    """How many images of that size go through together."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+      return len(devices)
+    # Small images alone would leave an accelerator idle; ours.
+    return len(devices) * max(1, min(8, 2**21 // math.prod(bucket)))
+
+
+def create_model(config: ConfigDict) -> models.FCRN:
+  """The network of a config whose categories are filled in."""
+  if not config.categories:
+    raise ValueError(
+      "config.categories is empty; training fills it in from the data set."
+    )
+  number = len(config.categories)
+  sizes = {"semantic": number + 1, "boxes": number}
+  return models.create(
+    config.model.name,
+    {head: sizes[head] for head in config.model.heads},
+    stride_in_1x1=config.model.stride_in_1x1,
+    batch_norm=config.model.batch_norm,
+    dtype=jnp.dtype(config.model.dtype),
+    remat=config.model.remat,
+    dropout=config.model.dropout,
+    classifier_width=config.model.classifier_width,
+    box_unit=config.model.box_unit,
+    width=config.model.width,
+  )
+
+
+def check_image(image: Image) -> None:
+  """ValueError for what is not an H W 3 or H W image of uint8."""
+  shape, dtype = image.shape, image.dtype
+  if (
+    dtype != np.uint8
+    or len(shape) not in (2, 3)
+    or 0 in shape
+    or (len(shape) == 3 and shape[2] != 3)
+  ):
+    raise ValueError(
+      f"the image is {dtype} of shape {shape}; expected uint8 of shape (H, W,"
+      " 3) or (H, W). data.folder.load_image reads other files."
+    )
+
+
+class _Network:
+  """One workdir's network, on as many devices as a batch divides among."""
+
+  def __init__(self, config, variables):
+    self.config = config
+    self.model = create_model(config)
+    self._preprocessing = Preprocessing(**config.preprocessing.to_dict())
+    self._variables = {1: variables}
+
+  def __call__(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
+    devices = jax.local_devices()
+    if len(devices) == 1 or len(images) % len(devices):
+      return _apply(self.model, self._preprocessing, self._variables[1], images)
+    mesh = Mesh(np.array(devices), ("batch",))
+    if len(devices) not in self._variables:
+      everywhere = NamedSharding(mesh, PartitionSpec())
+      self._variables[len(devices)] = jax.device_put(
+        self._variables[1], everywhere
+      )
+    shared = NamedSharding(mesh, PartitionSpec("batch"))
+    return _apply(
+      self.model,
+      self._preprocessing,
+      self._variables[len(devices)],
+      jax.device_put(images, shared),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(model, preprocessing, variables, images):
+  # Not a closure of the variables, which would become constants of the
+  # program; and a second predictor of the same network compiles nothing.
+  return model.apply(variables, preprocessing(images), train=False)
+
+
+def _from_workdirs(workdirs, step):
+  """A predictor whose heads come from {"semantic": ..., "boxes": ...}."""
+  networks, steps = {}, {}
+  for path in dict.fromkeys(map(str, filter(None, workdirs.values()))):
+    config, variables, steps[path] = checkpoint.restore_for_inference(
+      path, step
+    )
+    networks[path] = _Network(config, variables)
+  chosen = {
+    head: networks[str(path)]
+    for head, path in workdirs.items()
+    if path is not None and head in networks[str(path)].config.model.heads
+  }
+  if "semantic" not in chosen:
+    raise ValueError(
+      f"no network gives scores (semantic={workdirs['semantic']}); pass"
+      " semantic=WORKDIR of one trained with the head 'semantic', and the box"
+      " network as localization=."
+    )
+  first, last = chosen["semantic"], chosen.get("boxes", chosen["semantic"])
+  _check_alike(first.config, last.config)
+
+  def apply_fn(images):
+    outputs = {network: network(images) for network in {*chosen.values()}}
+    return {head: outputs[net][head] for head, net in chosen.items()}
+
+  config, source = last.config, str(workdirs["boxes"] or workdirs["semantic"])
+  return Predictor(
+    apply_fn,
+    min(network.model.stride for network in chosen.values()),
+    config.categories,
+    views=_options(inference.Options, config.inference),
+    options=_instance_options(source, config),
+    input_scale=config.data.input_scale,
+    normalize=config.data.get("normalize", False),
+    source=" and ".join(networks),
+    step=max(steps.values()),
+  )
+
+
+def _check_alike(a, b):
+  """Two networks must see the same image and mean the same categories."""
+  for name, first, second in (
+    ("categories", a.categories, b.categories),
+    ("data.input_scale", a.data.input_scale, b.data.input_scale),
+    ("data.normalize", a.data.get("normalize"), b.data.get("normalize")),
+  ):
+    if first != second:
+      raise ValueError(
+        f"config.{name} is {first} in the semantic network and {second} in the"
+        " localization network; they must be equal. Retrain one of them."
+      )
+
+
+def _options(kind, config, extra=()):
+  values = {**config.to_dict(), **dict(extra)}
+  known = kind.__annotations__
+  unknown = sorted(values.keys() - known.keys())
+  if unknown:
+    raise ValueError(f"unknown settings {unknown}; expected {[*known]}.")
+  return kind(**values)
+
+
+def _instance_options(workdir, config):
+  """The config's settings with those that experiments.tune found."""
+  path = pathlib.Path(workdir) / "thresholds.json"
+  tuned = checkpoint.read_json(path)["instances"] if path.is_file() else {}
+  return _options(instances.Options, config.instances, tuned)

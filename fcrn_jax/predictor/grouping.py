@@ -1,0 +1,167 @@
+"""From the maps of padded images, or of a large one, to Results.
+
+`instances` works on one map; here its steps run for batches on several
+devices, cells that are padding are kept from voting, and large images are
+painted region by region.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Float, Float16, Int, UInt8
+
+from fcrn_jax import instances
+from fcrn_jax.inference import Maps, bucket
+from fcrn_jax.instances import masks as masks_lib
+from fcrn_jax.predictor.result import Evidence, Result
+from fcrn_jax.types import Array
+
+
+class _Found(NamedTuple):
+  """Arrays of one image, or of a batch with a leading axis."""
+
+  semantic: UInt8[Array, "*b H W"]
+  confidence: Float16[Array, "*b H W"]  # probability of that category
+  labels: Int[Array, "*b r H W"] | None  # index of the hypothesis, -1 = none
+  hypotheses: instances.Hypotheses | None  # owners left out
+
+
+def group_batch(
+  maps: Maps,
+  images: Sequence[UInt8[Array, "..."]],
+  options: instances.Options,
+  stride: float,
+  categories: tuple[str, ...],
+) -> list[Result]:
+  """Results of images padded to one size, `b` maps for at most b images.
+
+  Cells beyond an image must repeat its last ones (inference.batch_maps).
+  """
+  count = len(maps.probs)
+  sizes = [image.shape[:2] for image in images]
+  sizes = np.array(sizes + sizes[-1:] * (count - len(sizes)), np.int32)
+  devices = jax.local_devices()
+  mesh = None
+  if len(devices) > 1 and count % len(devices) == 0:
+    mesh = Mesh(np.array(devices), ("batch",))
+  found = jax.device_get(_group(maps, sizes, options, stride, mesh))
+  return [
+    _result(
+      jax.tree.map(lambda x, i=index: x[i], found), image, stride, categories
+    )
+    for index, image in enumerate(images)
+  ]
+
+
+def group_one(
+  maps: Maps,
+  image: UInt8[Array, "..."],
+  options: instances.Options,
+  stride: float,
+  categories: tuple[str, ...],
+) -> Result:
+  """The result of one image of any size from its own `h w` maps."""
+  pads = [(0, bucket(n) - n) for n in maps.probs.shape[:2]]
+  padded = jax.tree.map(
+    lambda x: np.pad(x, (*pads, *[(0, 0)] * (x.ndim - 2)), "edge")[None], maps
+  )
+  return group_batch(padded, [image], options, stride, categories)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _group(maps, sizes, options, stride, mesh) -> _Found:
+  def batch(maps, sizes, options):
+    group = functools.partial(_group_image, options=options, stride=stride)
+    return jax.vmap(group)(maps, sizes)
+
+  if mesh is None:
+    return batch(maps, sizes, options)
+  # Each device by itself: under jit alone, the loops of all would wait for
+  # each other at every turn.
+  shared = PartitionSpec("batch")
+  return jax.shard_map(
+    batch,
+    mesh=mesh,
+    in_specs=(shared, shared, PartitionSpec()),
+    out_specs=shared,
+    check_vma=False,
+  )(maps, sizes, options)
+
+
+def _group_image(maps, size, options, stride):
+  height, width = maps.probs.shape[:2]
+  canvas = (math.ceil(height * stride), math.ceil(width * stride))
+  upsampled = masks_lib.upsample(maps.probs, canvas, stride)
+  semantic = jnp.argmax(upsampled, axis=-1).astype(jnp.uint8)
+  confidence = upsampled.max(axis=-1).astype(jnp.float16)
+  if maps.boxes is None:
+    return _Found(semantic, confidence, None, None)
+  voters = without_padding(maps.probs, size, stride)
+  found = instances.find(voters, maps.boxes, options, size, stride)
+  labels = masks_lib.assign(
+    found, maps.probs, maps.boxes, options, canvas, stride
+  )
+  return _Found(semantic, confidence, labels, found._replace(owners=None))
+
+
+def without_padding(
+  probs: Float[Array, "h w c"], size: Int[Array, "2"], stride: float
+) -> Float[Array, "h w c"]:
+  """Scores in which cells wholly beyond the image are background, surely."""
+  inside = jnp.ones((), bool)
+  for axis in range(2):
+    start = jnp.arange(probs.shape[axis]) * stride
+    inside = inside & jnp.expand_dims(start < size[axis], (1 - axis, 2))
+  # Below 0, lest a score floor of 0 makes them candidates.
+  background = jnp.where(jnp.arange(probs.shape[-1]) == 0, 1.0, -1.0)
+  return jnp.where(inside, probs, background)
+
+
+def _result(found: _Found, image, stride, categories) -> Result:
+  """One image's arrays, cropped, without instances that got no pixel."""
+  height, width = image.shape[:2]
+  semantic, confidence = (
+    np.ascontiguousarray(x[:height, :width])
+    for x in (found.semantic, found.confidence)
+  )
+  if found.hypotheses is None:
+    empty = np.zeros((0, 4), np.float32)
+    layers = np.zeros((1, height, width), np.uint16)
+    return Result(
+      semantic, confidence, layers, np.zeros(0, np.int32), empty[:, 0],
+      empty, categories=categories, image=image,
+    )  # fmt: skip
+  hypotheses = found.hypotheses
+  labels = found.labels[:, :height, :width]
+  number = len(hypotheses.valid)
+  areas = np.bincount(labels.ravel() + 1, minlength=number + 1)[1:]
+  kept = np.flatnonzero(hypotheses.valid & (areas > 0))
+  table = np.zeros(number + 1, np.uint16 if number < 65535 else np.int32)
+  table[kept + 1] = np.arange(1, len(kept) + 1)
+  layers = table[labels + 1]
+  used = layers.any(axis=(1, 2))
+  used[0] = True
+  seeds = (hypotheses.seeds[kept] + 0.5) * stride
+  return Result(
+    semantic,
+    confidence,
+    layers[used],
+    hypotheses.classes[kept],
+    hypotheses.scores[kept],
+    hypotheses.boxes[kept],
+    bool(hypotheses.truncated),
+    categories,
+    Evidence(
+      seeds,
+      hypotheses.num_votes[kept],
+      hypotheses.spread[kept],
+      hypotheses.fill[kept],
+    ),
+    image,
+  )

@@ -1,0 +1,228 @@
+"""What a prediction holds, and how it becomes pictures and files."""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float16, Int, Integer, UInt8
+from PIL import Image
+from scipy import ndimage
+
+from fcrn_jax.types import Array
+
+_OVERLAY_SIDE = 4096  # larger overlays are saved reduced
+
+
+class Evidence(NamedTuple):
+  """Why each instance is there; see instances.Hypotheses."""
+
+  seeds: Float[Array, "m 2"]  # point (y, x) of the pixel that was kept
+  num_votes: Int[Array, "m"]  # cells that voted for the same box
+  spread: Float[Array, "m"]  # RMS distance of their box centres, pixels
+  fill: Float[Array, "m"]  # area of the votes / area of the box
+
+
+class Result:
+  """One image's prediction, at the image's own size; by falling score.
+
+  Attributes:
+    semantic: H W uint8, category of every pixel, 0 = background.
+    confidence: H W, the probability of that category.
+    layers: r H W, k + 1 where a pixel belongs to instance k, 0 for none. One
+      layer unless instances of different categories share pixels.
+    classes: m, categories 1 ... C.
+    scores: m, confidence: mean score of the votes.
+    boxes: m 4, the voted box of the full instance (y0, x0, y1, x1); may
+      reach beyond the image.
+    truncated: whether there was no room for more instances.
+    categories: names of the categories 1 ... C.
+    evidence: why each instance is there, or None.
+    image: the H W 3 or H W image, or None.
+  """
+
+  def __init__(
+    self,
+    semantic: UInt8[np.ndarray, "H W"],
+    confidence: Float16[np.ndarray, "H W"],
+    layers: Integer[np.ndarray, "r H W"],
+    classes: Integer[np.ndarray, "m"],
+    scores: Float[np.ndarray, "m"],
+    boxes: Float[np.ndarray, "m 4"],
+    truncated: bool = False,
+    categories: tuple[str, ...] = (),
+    evidence: Evidence | None = None,
+    image: UInt8[Array, "..."] | None = None,
+  ):
+    self.semantic = semantic
+    self.confidence = confidence
+    self.layers = layers
+    self.classes = classes
+    self.scores = scores
+    self.boxes = boxes
+    self.truncated = truncated
+    self.categories = categories
+    self.evidence = evidence
+    self.image = image
+
+  def __len__(self) -> int:
+    return len(self.classes)
+
+  def __repr__(self) -> str:
+    height, width = self.semantic.shape
+    return f"Result({height} x {width}, {len(self)} instances)"
+
+  @property
+  def label_map(self) -> Int[np.ndarray, "H W"]:
+    """k + 1 for pixels of instance k, 0 for none; the best score is on top."""
+    labels = np.zeros(self.semantic.shape, np.int32)
+    for layer in self.layers:
+      top = (layer > 0) & ((labels == 0) | (layer < labels))
+      np.copyto(labels, layer, where=top)
+    return labels
+
+  @property
+  def masks(self) -> Bool[np.ndarray, "m H W"]:
+    """All masks, made on each use; `mask` and `crop` give one alone."""
+    # Memory that is never written to is never taken from the system.
+    masks = np.zeros((len(self), *self.semantic.shape), bool)
+    for k in range(len(self)):
+      masks[k][self._bounds[k]] = self.crop(k)
+    return masks
+
+  def mask(self, k: int) -> Bool[np.ndarray, "H W"]:
+    """The mask of instance k."""
+    mask = np.zeros(self.semantic.shape, bool)
+    mask[self._bounds[k]] = self.crop(k)
+    return mask
+
+  def crop(self, k: int) -> Bool[np.ndarray, "_h _w"]:
+    """The part of mask k within the bounds of its pixels."""
+    window = self.layers[(slice(None), *self._bounds[k])]
+    return (window == k + 1).any(axis=0)
+
+  @functools.cached_property
+  def _bounds(self) -> list[tuple[slice, slice]]:
+    """Rows and columns that each instance's pixels span."""
+    bounds = [None] * len(self)
+    for layer in self.layers:
+      for k, found in enumerate(ndimage.find_objects(layer, len(self))):
+        if found is None:
+          continue
+        bounds[k] = found if bounds[k] is None else _hull(bounds[k], found)
+    return [(slice(0, 0),) * 2 if b is None else b for b in bounds]
+
+  def overlay(self, image: UInt8[Array, "..."]) -> UInt8[np.ndarray, "H W 3"]:
+    """The image with its instances (or categories, without any) in colour."""
+    from fcrn_jax import visualize
+
+    return visualize.overlay(image, self)
+
+  def save(self, directory: str | os.PathLike, stem: str) -> list[pathlib.Path]:
+    """Writes <stem>_semantic.png, _instances.png and _overlay.png.
+
+    The semantic map has a palette, the label map 16 bits (beyond 65,535
+    instances it is a 32-bit <stem>_instances.tif). The overlay needs the
+    image that the prediction was made for. Each file appears complete or not
+    at all. Returns the paths.
+    """
+    from fcrn_jax import visualize
+
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    semantic = Image.fromarray(self.semantic, "P")
+    semantic.putpalette(visualize.palette().tobytes())
+    paths = [_write(directory / f"{stem}_semantic.png", semantic.save, "PNG")]
+    labels = self.label_map
+    if len(self) <= 65535:
+      labels = Image.fromarray(labels.astype(np.uint16))
+      path = directory / f"{stem}_instances.png"
+      paths.append(_write(path, labels.save, "PNG"))
+    else:
+      path = directory / f"{stem}_instances.tif"
+      paths.append(_write(path, Image.fromarray(labels).save, "TIFF"))
+    if self.image is not None:
+      overlay = Image.fromarray(self.overlay(self.image))
+      overlay.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE))
+      path = directory / f"{stem}_overlay.png"
+      paths.append(_write(path, overlay.save, "PNG"))
+    return paths
+
+  def to_coco(self, image_id: Any) -> list[dict[str, Any]]:
+    """COCO results: one dict an instance, masks as compressed RLE.
+
+    bbox is (x, y, width, height) of the mask's pixels.
+    """
+    rows = []
+    for k in range(len(self)):
+      y, x = self._bounds[k]
+      rows.append(
+        {
+          "image_id": image_id,
+          "category_id": int(self.classes[k]),
+          "score": round(float(self.scores[k]), 6),
+          "bbox": [x.start, y.start, x.stop - x.start, y.stop - y.start],
+          "segmentation": {
+            "size": list(self.semantic.shape),
+            "counts": compress(
+              run_lengths(self.crop(k), y.start, x.start, self.semantic.shape)
+            ),
+          },
+        }
+      )
+    return rows
+
+
+def run_lengths(
+  crop: Bool[np.ndarray, "_h _w"], y0: int, x0: int, shape: tuple[int, ...]
+) -> Int[np.ndarray, "k"]:
+  """COCO's run lengths of a mask that is `crop` at (y0, x0), else empty.
+
+  Column by column, runs of 0 and 1 in turn, the first of 0.
+  """
+  height, width = shape
+  # A row of 0 below ends each column's runs.
+  columns = np.pad(crop, ((1, 1), (0, 0))).T.astype(np.int8)
+  x, starts = np.nonzero(np.diff(columns) == 1)
+  stops = np.nonzero(np.diff(columns) == -1)[1]
+  column = (x0 + x) * height + y0
+  edges = np.stack([column + starts, column + stops], axis=1).ravel()
+  # Where a run reaches the bottom and the next starts at the top, they join.
+  joined = np.flatnonzero(edges[1:] == edges[:-1])
+  edges = np.delete(edges, np.concatenate([joined, joined + 1]))
+  return np.diff(edges, prepend=0, append=height * width)
+
+
+def compress(counts: Int[np.ndarray, "k"]) -> str:
+  """COCO's text form: differences to the run before last, 5 bits a letter."""
+  values = counts.copy()
+  values[3:] -= counts[1:-2]
+  letters = []
+  for value in values.tolist():
+    more = True
+    while more:
+      bits = value & 31
+      value >>= 5
+      # Done once the rest is only the sign, which the fifth bit repeats.
+      more = value != (-1 if bits & 16 else 0)
+      letters.append(chr((bits | 32 * more) + 48))
+  return "".join(letters)
+
+
+def _hull(a, b):
+  return tuple(
+    slice(min(p.start, q.start), max(p.stop, q.stop))
+    for p, q in zip(a, b, strict=True)
+  )
+
+
+def _write(path: pathlib.Path, save: Callable, kind: str) -> pathlib.Path:
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    save(temporary, kind)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return path
