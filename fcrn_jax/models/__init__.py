@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fcrn_jax.models.fcrn import FCRN, HEADS, PaperRow, Spec
 from fcrn_jax.models.pretrained import load_pretrained
@@ -135,7 +136,7 @@ def create(
   *,
   stride_in_1x1: bool = True,
   batch_norm: str = "frozen",
-  dtype=jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   remat: bool = False,
   dropout: bool = False,
   classifier_width: int = 0,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from fcrn_jax.models.layers import HE, wide_conv
@@ -68,7 +69,7 @@ class Classifier(nn.Module):
   features: int
   kernel: int
   dilation: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
   width: int = 0
   kernel_init: nn.initializers.Initializer = HE
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
@@ -96,7 +97,7 @@ class WideConv(nn.Module):
   features: int
   size: int
   dilation: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
   kernel_init: nn.initializers.Initializer = HE
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
@@ -131,7 +132,7 @@ class FCRN(nn.Module):
   heads: Mapping[str, int]
   stride_in_1x1: bool = True
   batch_norm: str = "frozen"
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: bool = False
   dropout: bool = False
   classifier_width: int = 0

@@ -8,6 +8,7 @@ sparse one exactly (section 2.3 of the paper, the hole algorithm).
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from fcrn_jax.types import Array
@@ -71,7 +72,7 @@ class Conv(nn.Module):
   size: int
   stride: int = 1
   dilation: int = 1
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from fcrn_jax.models.layers import BatchNorm, Conv, max_pool
@@ -67,7 +68,7 @@ class Block(nn.Module):
   step: Step
   stride_in_1x1: bool
   batch_norm: str
-  dtype: jnp.dtype
+  dtype: DTypeLike
   dropout: float = 0.0
 
   @nn.compact
@@ -116,7 +117,7 @@ class ResNet(nn.Module):
   width: int = 64  # channels of the stem; all others in proportion
   stride_in_1x1: bool = True
   batch_norm: str = "frozen"
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   dropout: bool = False
   remat: bool = False
   caffe_pool: bool = False
