@@ -1,0 +1,266 @@
+"""COCO instances: polygons and run lengths of 80 categories, or VOC's 20.
+
+Official splits: train and val of 2014 (82,783 / 40,504) and 2017 (118,287 /
+5,000). Any other COCO json with its images is read the same way: own data.
+
+Crowd regions are void (255) where no instance covers them. Where instances
+overlap the smaller lies on top (ours: COCO gives no order), and one without a
+visible pixel is left out. With categories="voc" the other 60 are background.
+"""
+
+import functools
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fcrn_jax.data import folder
+from fcrn_jax.data.builders import archives, rle
+from fcrn_jax.data.functions import Functions, number_instances
+from fcrn_jax.types import IGNORE
+
+SPLITS = {
+  "train2014": 82783, "val2014": 40504, "train2017": 118287, "val2017": 5000,
+}  # fmt: skip
+# VOC's names where COCO's differ.
+VOC_NAMES = {
+  "airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa",
+  "dining table": "diningtable", "potted plant": "pottedplant",
+  "tv": "tvmonitor",
+}  # fmt: skip
+_ZIPS = "http://images.cocodataset.org/zips"
+_ANNOTATIONS = "http://images.cocodataset.org/annotations"
+ARCHIVES = {
+  name: archives.Archive(f"{name}.zip", f"{url}/{name}.zip", *rest)
+  for name, url, *rest in (
+    (
+      "annotations_trainval2014", _ANNOTATIONS, "annotations", 252872794, None,
+      "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+    ),
+    (
+      "annotations_trainval2017", _ANNOTATIONS, "annotations", 252907541, None,
+      "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+    ),
+    (
+      "train2014", _ZIPS, "train2014", 13510573713, None,
+      "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+    ),
+    (
+      "train2017", _ZIPS, "train2017", 19336861798, None,
+      "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+    ),
+    (
+      "val2014", _ZIPS, "val2014", 6645013297, None,
+      "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
+    ),
+    (
+      "val2017", _ZIPS, "val2017", 815585330, None,
+      "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+    ),
+  )
+}  # fmt: skip
+HELP = archives.instructions(
+  "COCO (annotations and images of one year)",
+  "https://cocodataset.org/#download",
+  ARCHIVES.values(),
+  "TIME",
+)
+
+
+class Options(NamedTuple):
+  """Fields of data.load("coco", options=...)."""
+
+  year: int = 2017  # of split "train" and "val"; the split may carry it too
+  categories: str = "all"  # or "voc": the 20 of PASCAL VOC
+  annotations: str = ""  # a json file; "": found below path by the split
+  images: str = ""  # its folder of images; "": found below path
+  partial: bool = False  # accept missing images, with a warning
+
+
+def load(path: Any, split: str, options: Options) -> Functions:
+  """The split, from archives or folders in `path`, or any COCO json.
+
+  ValueError if files are missing or damaged, or not the official number.
+  """
+  if options.categories not in ("all", "voc"):
+    raise ValueError(
+      f"categories is {options.categories!r}; expected 'all' or 'voc'."
+    )
+  root = pathlib.Path(path).expanduser()
+  official = split if split in SPLITS else f"{split}{options.year}"
+  file = _find_annotations(root, split, official, options)
+  content = _read_json(file)
+  images = {i["id"]: i for i in content["images"]}
+  folder_path = _find_images(root, split, official, options, images)
+  keys = {
+    key: str(pathlib.PurePosixPath(image["file_name"]).with_suffix(""))
+    for key, image in images.items()
+  }
+  images = {keys[key]: image for key, image in images.items()}
+  if options.partial:
+    images = {
+      key: image
+      for key, image in images.items()
+      if (folder_path / image["file_name"]).is_file()
+    }
+  if file.name == f"instances_{official}.json":
+    archives.check_counts(
+      "coco", official, len(images), SPLITS[official], options.partial
+    )
+  table, names = _categories(content["categories"], options.categories)
+  return Functions(
+    sorted(images),
+    functools.partial(
+      _image, folder_path, {k: i["file_name"] for k, i in images.items()}
+    ),
+    functools.partial(
+      _labels,
+      {k: (i["height"], i["width"]) for k, i in images.items()},
+      _by_image(content["annotations"], keys, images, table, file),
+    ),
+    names,
+    name="coco",
+    split=split,
+    path=root,
+  )
+
+
+def _find_annotations(
+  root: pathlib.Path, split: str, official: str, options: Options
+) -> pathlib.Path:
+  """The json file of a split."""
+  if options.annotations or root.is_file():
+    file = root / options.annotations if options.annotations else root
+    if not file.is_file():
+      raise ValueError(f"annotations file {file} does not exist.")
+    return file
+  stems = (f"instances_{official}", f"instances_{split}", official, split)
+  for where in (root / "annotations", root / "extracted/annotations", root):
+    for stem in stems:
+      if (where / f"{stem}.json").is_file():
+        return where / f"{stem}.json"
+  if official in SPLITS:
+    archive = ARCHIVES[f"annotations_trainval{official[-4:]}"]
+    return archives.find(root, archive, HELP) / f"instances_{official}.json"
+  raise ValueError(
+    f"no json file of split {split!r} in {root} or {root / 'annotations'} "
+    f"(tried {', '.join(stems)}); name it with options={{'annotations': ...}}."
+  )
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  """The file's content, with the three lists that a COCO json must have."""
+  try:
+    content = json.loads(file.read_bytes())
+    missing = {"images", "annotations", "categories"} - set(content)
+  except (OSError, ValueError, TypeError) as error:
+    raise ValueError(f"{file} is no readable json: {error}") from None
+  if missing:
+    raise ValueError(
+      f"{file} has no {sorted(missing)}; expected a COCO instances file with "
+      "images, annotations and categories."
+    )
+  return content
+
+
+def _find_images(
+  root: pathlib.Path,
+  split: str,
+  official: str,
+  options: Options,
+  images: dict[Any, dict[str, Any]],
+) -> pathlib.Path:
+  """The folder that holds the json's images."""
+  if options.images:
+    return root / options.images
+  base = root.parent if root.is_file() else root
+  names = (official, f"images/{official}", split, f"images/{split}", "images")
+  places = [b / name for b in (base, base / "extracted") for name in names]
+  places += [base, base.parent / "images"]
+  some = [image["file_name"] for image in images.values()]
+  for place in places:
+    if some and any((place / name).is_file() for name in some):
+      return place
+  if official in SPLITS and not root.is_file():
+    return archives.find(root, ARCHIVES[official], HELP)
+  raise ValueError(
+    f"the images of the json (such as {some[:1]}) are in none of "
+    f"{[str(p) for p in places]}; name the folder with "
+    "options={'images': ...}."
+  )
+
+
+def _categories(
+  listed: list[dict[str, Any]], which: str
+) -> tuple[dict[int, int], tuple[str, ...]]:
+  """Category 1 ... C by the json's id, and the names of 1 ... C."""
+  listed = sorted(listed, key=lambda category: category["id"])
+  if which == "all":
+    table = {category["id"]: k + 1 for k, category in enumerate(listed)}
+    return table, tuple(category["name"] for category in listed)
+  names = folder.VOC_LABELS[1:]
+  ours = {c["id"]: VOC_NAMES.get(c["name"], c["name"]) for c in listed}
+  table = {i: names.index(n) + 1 for i, n in ours.items() if n in names}
+  if len(table) != len(names):
+    raise ValueError(
+      "categories='voc' needs COCO's 80 categories; of VOC's 20 the json "
+      f"lacks {sorted(set(names) - set(ours.values()))}."
+    )
+  return table, names
+
+
+def _by_image(
+  annotations: list[dict[str, Any]],
+  keys: dict[Any, str],
+  images: dict[str, Any],
+  table: dict[int, int],
+  file: pathlib.Path,
+) -> dict[str, bytes]:
+  """Per image (category, crowd, segmentation) of each annotation, as json.
+
+  Bytes, since the whole of COCO as Python objects fills gigabytes, and goes
+  to every worker process.
+  """
+  grouped = {key: [] for key in images}
+  for annotation in annotations:
+    key = keys.get(annotation["image_id"])
+    if key is None:
+      raise ValueError(
+        f"{file}: annotation {annotation.get('id')} is of image "
+        f"{annotation['image_id']}, which the file does not list."
+      )
+    category = table.get(annotation["category_id"])
+    crowd = bool(annotation.get("iscrowd", 0))
+    if key in grouped and category is not None:
+      grouped[key].append((category, crowd, annotation["segmentation"]))
+  return {key: json.dumps(some).encode() for key, some in grouped.items()}
+
+
+def _image(folder_path: pathlib.Path, names: dict[str, str], key: str) -> str:
+  return str(folder_path / names[key])
+
+
+def _labels(
+  sizes: dict[str, tuple[int, int]], annotations: dict[str, bytes], key: str
+) -> dict[str, Any]:
+  """Paints crowds as void, then instances from large to small."""
+  height, width = sizes[key]
+  semantic = np.zeros((height, width), np.uint8)
+  instances = np.zeros((height, width), np.int32)
+  painted = []
+  for category, crowd, segmentation in json.loads(annotations[key]):
+    try:
+      mask = rle.decode(segmentation, height, width)
+    except (ValueError, TypeError, KeyError) as error:
+      raise ValueError(f"an annotation of {key} is broken: {error}") from None
+    if crowd:
+      semantic[mask] = IGNORE
+    else:
+      painted.append((int(mask.sum()), category, mask))
+  painted.sort(key=lambda item: -item[0])
+  for k, (_, category, mask) in enumerate(painted):
+    semantic[mask] = category
+    instances[mask] = k + 1
+  classes = np.array([category for _, category, _ in painted], np.uint8)
+  return {"semantic": semantic, **number_instances(instances, classes)}

@@ -1,0 +1,269 @@
+"""Writes prepared data: resumable, in several processes, atomic.
+
+tfds's own writer needs TensorFlow for splits above 1 GB, which most of these
+are; this one writes the same files without.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import cv2
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tqdm import tqdm
+
+from fcrn_jax.data.builders import records
+
+_VERSION = "1.0.0"
+_PER_SHARD = 64  # about 8 MB of VOC; the unit of resuming and of parallel work
+_MAX_SHARDS = 256  # a reader holds one open file for each
+
+
+class Shard(NamedTuple):
+  """One file to write: examples start ... end - 1 of the data set."""
+
+  path: pathlib.Path
+  start: int
+  end: int
+
+
+def prepare(
+  datasets: Mapping[str, Any],
+  directory: Any,
+  *,
+  processes: int = 1,
+  on_error: str = "raise",
+  overwrite: bool = False,
+) -> None:
+  """Writes splits of one data set, then the files that describe them.
+
+  Splits of the same data that are in `directory` already stay. What a run
+  that was cut off has written is kept by the next one. ValueError for other
+  data in `directory`, unless `overwrite`, and for an example that cannot be
+  read, unless on_error="skip", which leaves it out and logs it.
+  """
+  if on_error not in ("raise", "skip"):
+    raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'.")
+  directory = pathlib.Path(directory).expanduser()
+  if overwrite:
+    for split in datasets:
+      remove(directory, split)
+  about = records.metadata(datasets)
+  lengths = {}
+  if (directory / "dataset_info.json").is_file():
+    lengths = _merge(directory, about)
+  for split, dataset in datasets.items():
+    shards = write_split(
+      dataset, directory, processes=processes, on_error=on_error
+    )
+    lengths[split] = [len(ids) for ids in shards]
+    about["ids"][split] = [key for ids in shards for key in ids]
+  some = next(iter(datasets.values()))
+  _describe(directory, some, about, lengths)
+
+
+def write_split(
+  dataset: Any, directory: pathlib.Path, *, processes: int, on_error: str
+) -> list[list[str]]:
+  """Writes a split's shards into `directory`; returns the ids in each."""
+  directory.mkdir(parents=True, exist_ok=True)
+  shards = min(_MAX_SHARDS, -(-len(dataset) // _PER_SHARD))
+  edges = [len(dataset) * i // shards for i in range(shards + 1)]
+  stem = f"{dataset.name}-{dataset.split}.array_record"
+  _check_same(dataset, directory / f".{stem}.json", shards)
+  jobs = [
+    Shard(directory / f"{stem}-{i:05d}-of-{shards:05d}", edges[i], edges[i + 1])
+    for i in range(shards)
+  ]
+  written = []
+  with tqdm(total=len(dataset), unit="image", desc=f"prepare {stem}") as bar:
+    for ids, job in zip(
+      _map(dataset, jobs, processes, on_error), jobs, strict=True
+    ):
+      written.append(ids)
+      bar.update(job.end - job.start)
+  for leftover in directory.glob(f".tmp-*-{stem}-*"):  # of runs cut off
+    leftover.unlink()
+  skipped = len(dataset) - sum(map(len, written))
+  if skipped:
+    logging.warning("skipped %d of %d images", skipped, len(dataset))
+  return written
+
+
+def remove(directory: pathlib.Path, split: str) -> None:
+  """Deletes a split's shards; the others stay."""
+  for file in directory.glob(f"*-{split}.array_record-*"):
+    file.unlink()
+  for file in directory.glob(f".*-{split}.array_record.json"):
+    file.unlink()
+
+
+def _check_same(dataset: Any, file: pathlib.Path, shards: int) -> None:
+  """ValueError if `file` says that the shards here are of other data."""
+  told = "\n".join(map(str, (dataset.path, dataset.categories, dataset.ids)))
+  plan = {
+    "source": str(dataset.path),
+    "shards": shards,
+    "hash": hashlib.sha256(told.encode()).hexdigest(),
+  }
+  if file.is_file() and json.loads(file.read_text()) != plan:
+    raise ValueError(
+      f"{file.parent} holds other data of split {dataset.split!r}, from "
+      f"{json.loads(file.read_text())['source']}; choose another output, or "
+      "overwrite it (--overwrite)."
+    )
+  temporary = file.with_name(f".tmp-{os.getpid()}-{file.name}")
+  temporary.write_text(json.dumps(plan))
+  os.replace(temporary, file)
+
+
+def _map(
+  dataset: Any, jobs: list[Shard], processes: int, on_error: str
+) -> Iterator[list[str]]:
+  """The ids in each shard, in order, as they are written."""
+  if processes <= 1 or len(jobs) == 1:
+    yield from (_write(dataset, on_error, job) for job in jobs)
+    return
+  # "spawn": a fork of a process with threads may hang.
+  context = multiprocessing.get_context("spawn")
+  with context.Pool(
+    min(processes, len(jobs)), initializer=_start, initargs=(dataset, on_error)
+  ) as pool:
+    yield from pool.imap(_write_job, jobs)
+
+
+_worker: Any = None  # a worker process's _write for its data set
+
+
+def _start(dataset: Any, on_error: str) -> None:
+  global _worker
+  _worker = functools.partial(_write, dataset, on_error)
+  cv2.setNumThreads(1)
+
+
+def _write_job(job: Shard) -> list[str]:
+  return _worker(job)
+
+
+def _write(dataset: Any, on_error: str, job: Shard) -> list[str]:
+  """Writes a shard, unless it is there; returns its ids."""
+  if job.path.is_file():
+    return records.read_ids(job.path)
+  kind = records.features(
+    dataset.has_instances, getattr(dataset, "membership", {})
+  )
+  temporary = job.path.with_name(f".tmp-{os.getpid()}-{job.path.name}")
+  writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+  ids = []
+  try:
+    for index in range(job.start, job.end):
+      try:
+        example = records.encode(dataset, index)
+      except ValueError as error:
+        if on_error == "raise":
+          raise
+        logging.warning("skipped: %s", error)
+        continue
+      writer.write(kind.serialize_example(example))
+      ids.append(dataset.ids[index])
+    if not ids:
+      raise ValueError(
+        f"none of the images {dataset.ids[job.start]} ... "
+        f"{dataset.ids[job.end - 1]} of {dataset.path} can be read; see the "
+        "log, and python -m experiments.check_data."
+      )
+    writer.close()
+    os.replace(temporary, job.path)
+  finally:
+    if writer.is_open():
+      writer.close()
+    temporary.unlink(missing_ok=True)
+  return ids
+
+
+def _merge(
+  directory: pathlib.Path, about: dict[str, Any]
+) -> dict[str, list[int]]:
+  """Adds to `about` the splits that are there; returns their shard lengths."""
+  before = records.read_metadata(directory)
+  for field in ("name", "categories", "background", "has_instances"):
+    if before[field] != about[field]:
+      raise ValueError(
+        f"{directory} holds data of other {field} ({before[field]}, now "
+        f"{about[field]}); choose another output."
+      )
+  info = json.loads((directory / "dataset_info.json").read_text())
+  about["ids"] = before["ids"] | about["ids"]
+  about["source"] = before["source"] | about["source"]
+  return {
+    split["name"]: [int(n) for n in split["shardLengths"]]
+    for split in info["splits"]
+  }
+
+
+def _describe(
+  directory: pathlib.Path,
+  dataset: Any,
+  about: tfds.core.MetadataDict,
+  lengths: Mapping[str, list[int]],
+) -> None:
+  """Writes features.json, metadata.json and, last, dataset_info.json."""
+  identity = tfds.core.dataset_info.DatasetIdentity(
+    name=dataset.name,
+    version=tfds.core.Version(_VERSION),
+    data_dir=str(directory),
+    module_name="",
+  )
+  info = tfds.core.DatasetInfo(
+    builder=identity,
+    description=f"{dataset.name}, prepared by fcrn_jax from {dataset.path}.",
+    features=records.features(
+      dataset.has_instances, getattr(dataset, "membership", {})
+    ),
+    metadata=about,
+    disable_shuffling=True,
+  )
+  info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+  info.set_splits(
+    tfds.core.SplitDict(
+      [
+        split_info(directory, dataset.name, split, shards)
+        for split, shards in lengths.items()
+      ]
+    )
+  )
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=".tmp-", dir=directory))
+  try:
+    info.write_to_directory(temporary)
+    names = [file.name for file in temporary.iterdir()]
+    for name in sorted(names, key=lambda name: name == "dataset_info.json"):
+      os.replace(temporary / name, directory / name)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def split_info(
+  directory: pathlib.Path, name: str, split: str, lengths: list[int]
+) -> tfds.core.SplitInfo:
+  """tfds's description of a split whose shards are in `directory`."""
+  files = directory.glob(f"{name}-{split}.array_record-*")
+  return tfds.core.SplitInfo(
+    name=split,
+    shard_lengths=lengths,
+    num_bytes=sum(file.stat().st_size for file in files),
+    filename_template=tfds.core.ShardedFileTemplate(
+      data_dir=directory,
+      dataset_name=name,
+      split=split,
+      filetype_suffix="array_record",
+    ),
+  )
