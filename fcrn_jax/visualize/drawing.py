@@ -43,7 +43,9 @@ def enlarge(array: np.ndarray, scale: int) -> np.ndarray:
   return array.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def to_pixels(cells: np.ndarray, size: int | float, picture: Picture) -> np.ndarray:
+def to_pixels(
+  cells: np.ndarray, size: int | float, picture: Picture
+) -> np.ndarray:
   """Cells `size` pixels wide as an array of the picture's size."""
   index = [
     np.minimum((np.arange(n) + 0.5) / size, m - 1).astype(int)
