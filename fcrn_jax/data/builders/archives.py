@@ -25,6 +25,7 @@ class Archive(NamedTuple):
   file: str
   url: str
   folder: str  # the path inside the archive that the reader wants
+  marker: str  # glob of something that this folder has
   size: int | None = None  # bytes, where published
   md5: str | None = None  # where published
   sha256: str | None = None
@@ -33,14 +34,14 @@ class Archive(NamedTuple):
 def find(directory: pathlib.Path, archive: Archive, help_text: str):
   """The archive's folder below `directory`: extracted, or extracted now.
 
-  Accepts the folder itself, any of its last parts below `directory` (for
-  VOCdevkit/VOC2012: VOC2012 too), and the archive, which is checked for size
-  and checksum and extracted to directory/extracted. ValueError, with
-  `help_text`, if there is neither.
+  Accepts the folder, the end of its path (for VOCdevkit/VOC2012: VOC2012, or
+  `directory` itself), and the archive, which is checked for size and checksum
+  and extracted to directory/extracted. ValueError, with `help_text`, if there
+  is neither.
   """
   directory = pathlib.Path(directory).expanduser()
   for root in (directory, directory / _EXTRACTED):
-    found = _below(root, archive.folder)
+    found = _below(root, archive)
     if found is not None:
       return found
   file = directory / archive.file
@@ -51,20 +52,20 @@ def find(directory: pathlib.Path, archive: Archive, help_text: str):
     )
   verify(file, archive)
   extract(file, directory / _EXTRACTED)
-  found = _below(directory / _EXTRACTED, archive.folder)
+  found = _below(directory / _EXTRACTED, archive)
   if found is None:
     raise ValueError(f"{file} has no folder {archive.folder}; fetch it again.")
   return found
 
 
-def _below(root: pathlib.Path, folder: str) -> pathlib.Path | None:
-  """`folder`, or as much of its end as exists below `root`, or `root`."""
-  parts = pathlib.PurePosixPath(folder).parts
-  for start in range(len(parts)):
+def _below(root: pathlib.Path, archive: Archive) -> pathlib.Path | None:
+  """The archive's folder, or as much of its path as exists below `root`."""
+  parts = pathlib.PurePosixPath(archive.folder).parts
+  for start in range(len(parts) + 1):
     candidate = root.joinpath(*parts[start:])
-    if candidate.is_dir():
+    if candidate.is_dir() and any(candidate.glob(archive.marker)):
       return candidate
-  return root if root.name == parts[-1] and root.is_dir() else None
+  return None
 
 
 def verify(file: pathlib.Path, archive: Archive) -> None:

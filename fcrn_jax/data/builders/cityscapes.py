@@ -31,6 +31,7 @@ IMAGES = archives.Archive(
   file="leftImg8bit_trainvaltest.zip",
   url="https://www.cityscapes-dataset.com/file-handling/?packageID=3",
   folder="leftImg8bit",
+  marker="*/*/*_leftImg8bit.png",
   size=11_592_327_197,
   md5="0a6e97e94b616a514066c9e2adb0c97f",
 )
@@ -38,6 +39,7 @@ FINE = archives.Archive(
   file="gtFine_trainvaltest.zip",
   url="https://www.cityscapes-dataset.com/file-handling/?packageID=1",
   folder="gtFine",
+  marker="*/*/*_gtFine_labelIds.png",
   size=252_567_705,
   md5="4237c19de34c8a376e9ba46b495d6f66",
 )

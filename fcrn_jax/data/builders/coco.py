@@ -35,27 +35,29 @@ ARCHIVES = {
   name: archives.Archive(f"{name}.zip", f"{url}/{name}.zip", *rest)
   for name, url, *rest in (
     (
-      "annotations_trainval2014", _ANNOTATIONS, "annotations", 252872794, None,
+      "annotations_trainval2014", _ANNOTATIONS, "annotations",
+      "instances_*.json", 252872794, None,
       "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
     ),
     (
-      "annotations_trainval2017", _ANNOTATIONS, "annotations", 252907541, None,
+      "annotations_trainval2017", _ANNOTATIONS, "annotations",
+      "instances_*.json", 252907541, None,
       "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
     ),
     (
-      "train2014", _ZIPS, "train2014", 13510573713, None,
+      "train2014", _ZIPS, "train2014", "*.jpg", 13510573713, None,
       "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
     ),
     (
-      "train2017", _ZIPS, "train2017", 19336861798, None,
+      "train2017", _ZIPS, "train2017", "*.jpg", 19336861798, None,
       "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
     ),
     (
-      "val2014", _ZIPS, "val2014", 6645013297, None,
+      "val2014", _ZIPS, "val2014", "*.jpg", 6645013297, None,
       "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
     ),
     (
-      "val2017", _ZIPS, "val2017", 815585330, None,
+      "val2017", _ZIPS, "val2017", "*.jpg", 815585330, None,
       "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
     ),
   )

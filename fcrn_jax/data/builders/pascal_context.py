@@ -43,12 +43,14 @@ VOC = archives.Archive(
   file="VOCtrainval_03-May-2010.tar",
   url="http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar",
   folder="VOCdevkit/VOC2010",
+  marker="JPEGImages",
   md5="da459979d0c395079b5c75ee67908abb",
 )
 CONTEXT = archives.Archive(
   file="trainval.tar.gz",
   url="https://cs.stanford.edu/~roozbeh/pascal-context/trainval.tar.gz",
   folder="trainval",
+  marker="*.mat",
   md5="df034edb2c12aa7d33b42b20bb1796e3",
 )
 HELP = archives.instructions(

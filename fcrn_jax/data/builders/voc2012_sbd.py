@@ -36,6 +36,7 @@ VOC = archives.Archive(
   file="VOCtrainval_11-May-2012.tar",
   url="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
   folder="VOCdevkit/VOC2012",
+  marker="JPEGImages",
   size=1_999_639_040,
   md5="6cd6e144f989b92b3379bac3b3de84fd",
 )
@@ -43,6 +44,7 @@ SBD = archives.Archive(
   file="benchmark.tgz",
   url="https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
   folder="benchmark_RELEASE/dataset",
+  marker="inst",
   size=1_419_539_633,
   md5="82b4d87ceb2ed10f6038a1cba92111cb",
 )
