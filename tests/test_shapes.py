@@ -127,12 +127,14 @@ def test_later_objects_cover_earlier_ones():
 
 
 def test_nearly_hidden_objects_are_left_out():
-  # B, 9 x 9 at (6, 6), shows 81 - 64 = 17 pixels around C, 8 x 8 at (7, 7):
-  # less than 35 %. Without it A, 8 x 8 at (0, 0), loses (7, 7) to C alone.
-  a, b, c = square(0, 0, 8), square(6, 6, 9), square(7, 7, 8)
-  owner, kept = shapes._occlude([a, b, c], 16, 16)
+  # B, 24 x 24 at (6, 6), shows 576 - 484 = 92 pixels around C, 22 x 22 at
+  # (8, 8): 16 %. Without it A, 12 x 12 at (0, 0), loses to C only 4 x 4.
+  a, b, c = square(0, 0, 12), square(6, 6, 24), square(8, 8, 22)
+  owner, kept = shapes._occlude([a, b, c], 48, 48)
   assert kept == [0, 2]
-  assert np.bincount(owner.ravel()).tolist() == [256 - 63 - 64, 63, 64]
+  assert np.bincount(owner.ravel())[1:].tolist() == [144 - 16, 484]
+  # As few as 39 pixels are too few even in full sight.
+  assert shapes._occlude([square(0, 0, 6), c], 48, 48)[1] == [1]
 
 
 def test_options():

@@ -273,7 +273,7 @@ def box_targets(
     raise ValueError(
       f"box_weighting is {weighting!r}; expected one of {WEIGHTINGS}."
     )
-  valid: Bool[Array, "h w"] = (instances > 0) & (semantic != IGNORE)
+  valid = (instances > 0) & (semantic != IGNORE)
   owner = np.where(valid, instances, 0)
   table = np.concatenate([np.zeros((1, 4), np.float32), boxes])
   points = box_algebra.cell_points(*instances.shape, stride, np)
