@@ -5,12 +5,15 @@ result = predictor(image)
 result.semantic, result.label_map, result.classes, result.scores
 """
 
+import collections
 import functools
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +114,12 @@ class Predictor:
     """Image pixels per cell of the maps."""
     cell = inference.map_stride(self._network_stride, self.views)
     return cell / self.input_scale
+
+  @property
+  def batch_size(self) -> int:
+    """How many images to hand to predict_batch at a time."""
+    devices = jax.local_devices()
+    return len(devices) * (1 if devices[0].platform == "cpu" else 16)
 
   def __call__(self, image: Image, progress: bool = False) -> Result:
     """The prediction for one image of any size, uint8.
@@ -243,6 +252,20 @@ def create_model(config: ConfigDict) -> models.FCRN:
     box_unit=config.model.box_unit,
     width=config.model.width,
   )
+
+
+def read_ahead(
+  function: Callable[[Any], Any], items: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+  """function(item) in order, computed in threads, `ahead` at a time."""
+  with ThreadPoolExecutor(max(1, min(ahead, 4))) as pool:
+    waiting: collections.deque = collections.deque()
+    for item in items:
+      waiting.append(pool.submit(function, item))
+      if len(waiting) > ahead:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
 
 
 def check_image(image: Image) -> None:

@@ -1,0 +1,341 @@
+"""A predictor on a data set: numbers, stamped with how they were made."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import math
+import os
+import pathlib
+import pickle
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from scipy import ndimage
+from tqdm import tqdm
+
+from fcrn_jax import checkpoint, instances, metrics
+from fcrn_jax.data import transforms
+from fcrn_jax.inference import Maps
+from fcrn_jax.predictor import Predictor, Result, grouping, read_ahead
+from fcrn_jax.types import IGNORE
+
+Oracle = Literal["", "categories", "boxes", "both"]
+Example = Mapping[str, Any]
+
+# Category maps of published benchmarks have rules of their own.
+_SEMANTIC = {"voc2012_sbd": metrics.VOC, "cityscapes": metrics.CITYSCAPES}
+_OWN = metrics.SemanticProtocol("nan_excluded", background=True)
+
+
+class Scores:
+  """Sums over images, from which all scores are computed at the end."""
+
+  def __init__(self, num_classes: int, has_instances: bool):
+    self.confusion = np.zeros((num_classes, num_classes), np.int64)
+    self.ours = self.components = None
+    if has_instances:
+      self.ours = metrics.InstanceEvaluator(num_classes)
+      self.components = metrics.InstanceEvaluator(num_classes)
+
+  def add(self, result: Result, example: Example, count_void: bool) -> None:
+    """Adds one image; count_void: no mask pixel is forgiven."""
+    labels = np.asarray(example["semantic"])
+    num_classes = len(self.confusion)
+    self.confusion += metrics.confusion(labels, result.semantic, num_classes)
+    if self.ours is None:
+      return
+    truth = example["instances"], example["classes"]
+    void = labels == IGNORE
+    void = void if void.any() and not count_void else None
+    masks = result.layers[0] if len(result.layers) == 1 else result.masks
+    self.ours.add(masks, result.classes, result.scores, *truth, void)
+    regions, classes, _ = metrics.connected_components(result.semantic)
+    total = np.bincount(
+      regions.ravel(), result.confidence.ravel(), len(classes) + 1
+    )[1:]
+    area = np.bincount(regions.ravel(), minlength=len(classes) + 1)[1:]
+    self.components.add(
+      regions, classes, total / np.maximum(area, 1), *truth, void
+    )
+
+  def merge(self, other: "Scores") -> None:
+    """Adds another host's images."""
+    self.confusion += other.confusion
+    if self.ours is not None:
+      self.ours.merge(other.ours)
+      self.components.merge(other.components)
+
+  def result(
+    self,
+    categories: tuple[str, ...],
+    protocol: str,
+    semantic: metrics.SemanticProtocol,
+  ) -> dict[str, float]:
+    """All scores by name; those of connected components with a prefix."""
+    found = metrics.semantic_scores(
+      self.confusion, semantic.absent_class, semantic.background
+    )
+    names = ("background", *categories)
+    scores = _flat(found, "iou", names)
+    if self.ours is None:
+      return scores
+    for prefix, evaluator in (
+      ("", self.ours), ("components_", self.components)
+    ):  # fmt: skip
+      ranked = evaluator.result("sds" if protocol == "matching" else protocol)
+      per_class = [name for name in ranked if name.endswith("_per_class")]
+      for name in per_class:
+        ranked = _flat(ranked, name, categories)
+      ranked |= evaluator.result("matching")
+      scores |= {prefix + name: value for name, value in ranked.items()}
+    return scores
+
+
+def evaluate(
+  predictor: Predictor,
+  dataset: Any,
+  protocol: str = "sds",
+  *,
+  workdir: str | os.PathLike | None = None,
+  max_images: int = 0,
+  oracle: Oracle = "",
+  progress: bool = True,
+) -> dict[str, Any]:
+  """Scores of a predictor on a data set, beside connected components'.
+
+  Category maps by the rules of the data set's benchmark (VOC, Cityscapes,
+  else a mean over the classes there are), instances by `protocol` ("sds",
+  "mnc", "coco" or "matching") and by matching. Void pixels count nowhere, but
+  in SBD's instances, whose published protocol knows none. Every process takes
+  its share of the images and returns the scores of all.
+
+  Args:
+    predictor: see Predictor.load.
+    dataset: see data.load.
+    protocol: of the instances.
+    workdir: where eval_<split>.json goes, if anywhere.
+    max_images: only the first so many; 0 for all.
+    oracle: what is taken from the truth instead of a network: "categories",
+      "boxes" or "both" (the pilot experiment of the paper's section 3.2).
+    progress: show a bar with the time left.
+
+  Returns:
+    A flat dict: scores in 0 ... 1 (None where undefined) and the stamp.
+  """
+  _check_categories(predictor, dataset)
+  number = min(len(dataset), max_images or len(dataset))
+  mine = range(jax.process_index(), number, jax.process_count())
+  count_void = dataset.name == "voc2012_sbd"
+  scores = Scores(len(dataset.categories) + 1, dataset.has_instances)
+  bar = tqdm(
+    total=len(mine),
+    desc=f"evaluate {dataset.split}",
+    unit="image",
+    disable=not progress or jax.process_index() > 0,
+  )
+  with bar:
+    for examples in _batches(dataset, mine, predictor.batch_size):
+      results = _predict(predictor, examples, oracle)
+      for example, result in zip(examples, results, strict=True):
+        scores.add(result, example, count_void)
+      bar.update(len(examples))
+  for other in _other_processes(scores):
+    scores.merge(other)
+  semantic = _SEMANTIC.get(dataset.name, _OWN)
+  values = scores.result(dataset.categories, protocol, semantic)
+  values |= _stamp(predictor, dataset, protocol, semantic, number, oracle)
+  values = {name: _json(value) for name, value in values.items()}
+  if workdir is not None and jax.process_index() == 0:
+    suffix = f"_oracle_{oracle}" if oracle else ""
+    name = f"eval_{dataset.split}{suffix}.json"
+    checkpoint.write_json(pathlib.Path(workdir) / name, values)
+  return values
+
+
+def true_maps(
+  example: Example,
+  stride: float,
+  num_categories: int,
+  with_boxes: bool = True,
+) -> Maps:
+  """The maps of perfect networks: categories and full boxes at each cell.
+
+  Where with_boxes says that the boxes are to be used, cells of no instance
+  are background and have the box of the nearest one.
+  """
+  labels = np.where(example["semantic"] == IGNORE, 0, example["semantic"])
+  places = np.ix_(
+    *(
+      np.minimum((np.arange(math.ceil(n / stride)) + 0.5) * stride, n - 1)
+      .astype(int)
+      for n in labels.shape
+    )
+  )  # fmt: skip
+  labels, boxes = labels[places], None
+  if with_boxes:
+    owner = example["instances"][places]
+    labels = np.where(owner > 0, labels, 0)
+    table = transforms.instance_boxes(
+      example["instances"], len(example["classes"])
+    )
+    table = np.concatenate([np.zeros((1, 4), np.float32), table])
+    # A network goes on predicting a box beyond its instance's border.
+    nearest = ndimage.distance_transform_edt(
+      owner == 0, return_distances=False, return_indices=True
+    )
+    own = table[owner[tuple(nearest)]]
+    boxes = np.repeat(own[:, :, None], num_categories, axis=2)
+  return Maps(np.eye(num_categories + 1, dtype=np.float32)[labels], boxes)
+
+
+def perfect_result(
+  example: Example, stride: float, options: instances.Options
+) -> Result:
+  """What the grouping makes of perfect maps: its own limit at that stride."""
+  # Only the categories that are there, lest 80 box maps fill the memory.
+  semantic = example["semantic"]
+  present = np.setdiff1d(semantic, [0, IGNORE])
+  table = np.zeros(256, np.uint8)
+  table[present] = np.arange(1, len(present) + 1)
+  table[IGNORE] = IGNORE
+  maps = true_maps(
+    {**example, "semantic": table[semantic]}, stride, max(len(present), 1)
+  )
+  result = grouping.group_one(maps, example["image"], options, stride, ())
+  back = np.concatenate([[0], present, [0]]).astype(np.uint8)
+  result.semantic = back[result.semantic]
+  result.classes = back[result.classes].astype(np.int32)
+  return result
+
+
+def table(scores: Mapping[str, Any]) -> str:
+  """The main scores as text, ours beside connected components'."""
+  lines = [f"{'':24}{'ours':>10}{'components':>14}"]
+  for name in (
+    "pixel_accuracy", "mean_accuracy", "mean_iou", "ap_r_0.5", "ap_r_0.7",
+    "ap_r_vol", "ap", "ap_0.5", "ap_0.75", "matching_0.5", "matching_0.7",
+    "matching_0.9", "matching_by_image_0.5", "touching_recall_0.5", "pq",
+  ):  # fmt: skip
+    if scores.get(name) is None:
+      continue
+    other = scores.get(f"components_{name}")
+    other = "" if other is None else f"{other:14.4f}"
+    lines.append(f"{name:24}{scores[name]:10.4f}{other}")
+  lines.append(
+    f"{scores['num_images']} images of {scores['data']}"
+    f" {scores['data_path'] or ''} [{scores['split']}], protocol"
+    f" {scores['protocol']}, step {scores['checkpoint_step']}"
+  )
+  return "\n".join(lines)
+
+
+def _predict(predictor, examples, oracle: Oracle) -> list[Result]:
+  if not oracle:
+    return predictor.predict_batch([example["image"] for example in examples])
+  if oracle == "both":
+    return [
+      perfect_result(example, predictor.stride, predictor.options)
+      for example in examples
+    ]
+  results = []
+  for example in examples:
+    maps = predictor.maps(example["image"])
+    true = true_maps(
+      example,
+      predictor.stride,
+      len(predictor.categories),
+      with_boxes=oracle == "boxes",
+    )
+    if oracle == "categories":
+      maps = Maps(true.probs, maps.boxes)
+    else:
+      known = true.probs[..., :1, None] == 0
+      maps = Maps(maps.probs, np.where(known, true.boxes, maps.boxes))
+    results.append(predictor.group(maps, example["image"]))
+  return results
+
+
+def _batches(dataset, indices, size) -> Iterator[list[Example]]:
+  batch = []
+  for example in read_ahead(dataset.__getitem__, indices, 2 * size):
+    batch.append(example)
+    if len(batch) == size:
+      yield batch
+      batch = []
+  if batch:
+    yield batch
+
+
+def _check_categories(predictor, dataset):
+  ours, theirs = tuple(predictor.categories), tuple(dataset.categories)
+  if ours != theirs:
+    raise ValueError(
+      f"the networks know the categories {ours} and the data set has {theirs};"
+      " evaluate on data with the categories of the training data, in order."
+    )
+
+
+def _other_processes(scores: Scores) -> Iterator[Scores]:
+  """The other hosts' sums."""
+  if jax.process_count() == 1:
+    return
+  mine = np.frombuffer(pickle.dumps(scores), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array([mine.size]))
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: mine.size] = mine
+  everyone = multihost_utils.process_allgather(padded)
+  for index, size in enumerate(sizes.ravel()):
+    if index != jax.process_index():
+      yield pickle.loads(everyone[index, :size].tobytes())
+
+
+def _flat(scores, name, labels):
+  """Replaces a list under `name` by one value for each label."""
+  scores = dict(scores)
+  values = scores.pop(name)
+  stem = name.removesuffix("_per_class")
+  scores |= {
+    f"{stem}_{label}": v for label, v in zip(labels, values, strict=True)
+  }
+  return scores
+
+
+def _stamp(predictor, dataset, protocol, semantic, number, oracle):
+  """How the numbers were made."""
+  ids = "\n".join(dataset.ids[:number])
+  versions = {
+    f"version_{name}": importlib.metadata.version(name)
+    for name in ("fcrn_jax", "jax", "flax", "numpy")
+  }
+  return {
+    "protocol": protocol,
+    "semantic_protocol": f"{semantic.absent_class}, background "
+    + ("counted" if semantic.background else "left out"),
+    "oracle": oracle,
+    "data": dataset.name,
+    "data_path": str(dataset.path) if dataset.path else None,
+    "split": dataset.split,
+    "split_hash": hashlib.sha256(ids.encode()).hexdigest()[:16],
+    "num_images": number,
+    "source": predictor.source,
+    "checkpoint_step": predictor.step,
+    "views": str(predictor.views),
+    "grouping": str(predictor.options),
+    **versions,
+    "version_python": platform.python_version(),
+    "device": jax.devices()[0].device_kind,
+    "date": datetime.date.today().isoformat(),
+  }
+
+
+def _json(value):
+  """Numbers that JSON lacks become None; numpy's become Python's."""
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
