@@ -676,11 +676,12 @@ def test_connected_components_of_a_typed_out_map():
   )
   np.testing.assert_array_equal(classes, [1, 1, 2, 2])
   np.testing.assert_array_equal(scores, [1, 1, 1, 1])
-  probs = np.zeros((4, 4, 3), np.float32)
-  probs[..., 1] = 0.25
-  probs[0, 0, 1] = 1
-  probs[..., 2] = 0.75
-  label_map, classes, scores = connected_components(semantic, probs, min_area=2)
+  confidence = np.full((4, 4), 0.75, np.float32)
+  confidence[0, :2] = 1, 0.25
+  confidence[1, 2] = 0.25
+  label_map, classes, scores = connected_components(
+    semantic, confidence, min_area=2
+  )
   np.testing.assert_array_equal(
     label_map, [[1, 1, 0, 2], [0, 0, 1, 2], [0, 0, 0, 0], [0, 0, 0, 0]]
   )

@@ -130,7 +130,7 @@ class InstanceEvaluator:
 
 def connected_components(
   semantic: Integer[Array, "H W"],
-  probs: Float[Array, "H W c"] | None = None,
+  confidence: Float[Array, "H W"] | None = None,
   min_area: int = 1,
 ) -> tuple[
   Integer[np.ndarray, "H W"],
@@ -141,8 +141,8 @@ def connected_components(
 
   Regions of one category, 8-neighbourhood, of at least min_area pixels, as a
   label map (which `InstanceEvaluator.add` takes for masks), categories and
-  scores: the region's mean probability, or 1 without `probs`. Classes 0 and
-  255 are none.
+  scores: the region's mean confidence, that is the probability of each pixel's
+  own category, or 1 if not given. Classes 0 and 255 are none.
   """
   semantic = np.asarray(semantic)
   label_map = np.zeros(semantic.shape, np.int32)
@@ -155,8 +155,8 @@ def connected_components(
     number = np.where(large, len(classes) + np.cumsum(large), 0)
     label_map += number[regions].astype(np.int32)
     total = area
-    if probs is not None:
-      weights = np.asarray(probs)[..., category].ravel()
+    if confidence is not None:
+      weights = np.asarray(confidence).ravel()
       total = np.bincount(regions.ravel(), weights, count + 1)
     classes.extend([int(category)] * np.count_nonzero(large))
     scores.extend((total / np.maximum(area, 1))[large].tolist())
