@@ -7,6 +7,7 @@ features itself: torch in torchvision's layout, Keras applications on Keras'
 JAX backend, and Caffe by its prototxt and protobuf schema, layer by layer.
 """
 
+import os
 import pathlib
 import re
 import sys
@@ -155,14 +156,13 @@ def torch_case(depth, folder):
 # ----------------------------------------------------------------------- Keras
 
 
-def keras_case(depth, folder, suffix=".weights.h5"):
-  import os
-
+def keras_resnet(depth):
+  """Keras applications' ResNet with random weights and statistics."""
   os.environ["KERAS_BACKEND"] = "jax"
   import keras
 
-  applications = keras.applications
-  net = getattr(applications, f"ResNet{depth}")(weights=None, classes=10)
+  resnet = getattr(keras.applications, f"ResNet{depth}")
+  net = resnet(weights=None, classes=10)
   rng = np.random.default_rng(0)
   for layer in net.layers:
     values = []
@@ -177,24 +177,33 @@ def keras_case(depth, folder, suffix=".weights.h5"):
       else:
         values.append(rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape))
     layer.set_weights(values)
-  path = pathlib.Path(folder) / f"resnet{depth}{suffix}"
-  net.save_weights(path) if suffix == ".weights.h5" else net.save(path)
+  return net
+
+
+def keras_features(net, depth, images):
+  import keras
+
+  resnet = getattr(keras.applications, f"ResNet{depth}")
+  body = resnet(weights=None, include_top=False, input_shape=images.shape[1:])
+  body.set_weights(net.get_weights()[:-2])  # all but the classifier's
+  inputs = keras.applications.resnet.preprocess_input(np.float32(images))
+  return jax.jit(lambda x: body(x, training=False))(inputs)
+
+
+def keras_case(depth, folder):
+  net = keras_resnet(depth)
+  path = pathlib.Path(folder) / f"resnet{depth}.weights.h5"
+  net.save_weights(path)
   images = image(65, 97)
-  features = keras.Model(net.inputs, net.get_layer("conv5_block3_out").output)
-  body = getattr(applications, f"ResNet{depth}")(
-    weights=None, include_top=False, input_shape=(65, 97, 3)
-  )
-  body.set_weights(features.get_weights())
-  inputs = applications.resnet.preprocess_input(images.astype(np.float32))
-  theirs = jax.jit(lambda x: body(x, training=False))(inputs)
-  return relative(our_features(path, depth, images), theirs)
+  ours = our_features(path, depth, images)
+  return relative(ours, keras_features(net, depth, images))
 
 
 # ----------------------------------------------------------------------- Caffe
 
 
 def parse_prototxt(text):
-  """[{"name", "type", "bottom": [...], "top": [...], other fields}] in order."""
+  """[{"name", "type", "bottom": [...], "top": [...], other fields}]"""
   layers = []
   for body in re.findall(r"^layer \{\n(.*?)^\}", text, re.M | re.S):
     layer = {"bottom": [], "top": []}
