@@ -166,6 +166,13 @@ def test_errors_are_coloured_by_what_they_are():
   assert right.any() and (LABELS[right] == 1).all()
   assert wrong.sum() == 3 and wrong[0:2, 14:16].sum() == 3  # a corner is inside
   assert missed.any() and (LABELS[missed] == 2).all()
+  # What spills into void is not held against it.
+  wide = np.where(LABELS == 1, 1, 0)
+  wide[:, 14:16] = wide[10:] = wide[:2] = 1
+  void = (LABELS == 0) & (wide > 0)
+  assert is_color(visualize.errors(RGB, wide, truth), visualize.WRONG).any()
+  picture = visualize.errors(RGB, wide, truth, void)
+  assert not is_color(picture, visualize.WRONG).any()
   # At a higher threshold a half-found instance counts as wrong.
   half = np.where(np.arange(16) < 5, found, 0)
   assert is_color(visualize.errors(RGB, half, truth), visualize.FOUND).any()

@@ -169,16 +169,19 @@ def errors(
   image: AnyImage,
   found: Bool[Array, "m h w"] | Integer[Array, "h w"],
   truth: Bool[Array, "g h w"] | Integer[Array, "h w"],
+  void: Bool[Array, "h w"] | None = None,
   threshold: float = 0.5,
   scale: int = 1,
 ) -> Picture:
   """Right, wrong and missed instances by the colour of their edges.
 
   FOUND: instances that meet a true one with IoU > threshold; WRONG: those
-  that do not; MISSED: true ones that none meets, filled. Categories are not
-  looked at.
+  that do not; MISSED: true ones that none meets, filled. Void pixels count
+  neither way, categories are not looked at.
   """
   found, truth = draw.label_map(found), draw.label_map(truth)
+  if void is not None:
+    found, truth = np.where(void, 0, found), np.where(void, 0, truth)
   table = np.zeros((found.max(initial=0) + 1, truth.max(initial=0) + 1))
   np.add.at(table, (found.ravel(), truth.ravel()), 1)
   union = table.sum(axis=1)[:, None] + table.sum(axis=0) - table
@@ -306,8 +309,9 @@ def sample(
       image, result.label_map, result.classes, result.scores, names, scale
     )
   if truth is not None and "instances" in truth:
+    void = np.asarray(truth["semantic"]) == IGNORE
     tiles["green right, red wrong, yellow missed"] = errors(
-      image, result.label_map, truth["instances"], scale=scale
+      image, result.label_map, truth["instances"], void, scale=scale
     )
   return panel(list(tiles.values()), list(tiles), columns=min(3, len(tiles)))
 
