@@ -120,6 +120,11 @@ class Folder:
     """Path of an example's image file."""
     return self._images[self.ids[index]]
 
+  def label_files(self, index: int) -> tuple[str, str | None]:
+    """Paths of an example's category map and, if it has one, instance map."""
+    name = self.ids[index]
+    return self._semantic[name], self._instances.get(name)
+
 
 def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
   """RGB image from a path or an open binary file.

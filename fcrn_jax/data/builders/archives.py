@@ -146,7 +146,7 @@ def instructions(
   for archive in archives:
     size = f"{archive.size / 1e9:.2f} GB" if archive.size else "size unknown"
     lines.append(f"  {archive.file:30} {size:>12}  {archive.url}")
-  lines += [f"  See {page}", f"  {time}"]
+  lines += [f"  See {page}.", f"  {time}"]
   return "\n".join(lines)
 
 

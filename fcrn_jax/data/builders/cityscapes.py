@@ -47,7 +47,8 @@ HELP = archives.instructions(
   "Cityscapes",
   "https://www.cityscapes-dataset.com/downloads/ (login needed)",
   (IMAGES, FINE),
-  "TIME",
+  "At 100 Mbit/s 16 minutes to fetch, about 18 to prepare in one process, "
+  "5 in four.",
 )
 
 

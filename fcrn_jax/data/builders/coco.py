@@ -66,7 +66,8 @@ HELP = archives.instructions(
   "COCO (annotations and images of one year)",
   "https://cocodataset.org/#download",
   ARCHIVES.values(),
-  "TIME",
+  "2017 at 100 Mbit/s: 27 minutes to fetch, about 45 to prepare in one "
+  "process, 12 in four.",
 )
 
 
@@ -76,7 +77,7 @@ class Options(NamedTuple):
   year: int = 2017  # of split "train" and "val"; the split may carry it too
   categories: str = "all"  # or "voc": the 20 of PASCAL VOC
   annotations: str = ""  # a json file; "": found below path by the split
-  images: str = ""  # its folder of images; "": found below path
+  images: str = ""  # its folder of images, from path; "": found below it
   partial: bool = False  # accept missing images, with a warning
 
 
@@ -174,9 +175,9 @@ def _find_images(
   images: dict[Any, dict[str, Any]],
 ) -> pathlib.Path:
   """The folder that holds the json's images."""
-  if options.images:
-    return root / options.images
   base = root.parent if root.is_file() else root
+  if options.images:
+    return base / options.images
   names = (official, f"images/{official}", split, f"images/{split}", "images")
   places = [b / name for b in (base, base / "extracted") for name in names]
   places += [base, base.parent / "images"]

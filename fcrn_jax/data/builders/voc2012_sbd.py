@@ -52,7 +52,8 @@ HELP = archives.instructions(
   "VOC 2012 + SBD",
   "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
   (VOC, SBD),
-  "TIME",
+  "At 100 Mbit/s 5 minutes to fetch; all splits take about 7 minutes to "
+  "prepare in one process, 2 in four.",
 )
 
 

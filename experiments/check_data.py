@@ -1,0 +1,70 @@
+"""Checks a data set: what is wrong, why, and what to do.
+
+  python -m experiments.check_data --data=DIR           (all splits)
+  python -m experiments.check_data --data=DIR --split=val --output=runs/check
+  python -m experiments.check_data --data=DIR --name=voc2012_sbd \
+      --train_split=train_aug --test_split=sbd_val         (refused)
+
+DIR is a folder in VOC layout, prepared data, a COCO json or its folder, or the
+official files of --name. Writes report.json, histograms.png and worst.png to
+--output. Exit code 1 if there are errors.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app, flags
+
+_DATA = flags.DEFINE_string("data", None, "The data's directory, or a json.")
+_NAME = flags.DEFINE_string(
+  "name", "", "folder, voc2012_sbd, pascal_context, cityscapes or coco; empty: "
+  "guessed from what is there."
+)  # fmt: skip
+_SPLIT = flags.DEFINE_list("split", [], "Splits to check; empty: all.")
+_OUTPUT = flags.DEFINE_string("output", "runs/check", "Folder for the report.")
+_PARTIAL = flags.DEFINE_bool("partial", False, "Accept a sample of the data.")
+_TRAIN = flags.DEFINE_string(
+  "train_split", "", "With --test_split: only ask whether images leak."
+)
+_TEST = flags.DEFINE_string("test_split", "", "See --train_split.")
+_ALLOW = flags.DEFINE_bool("allow_leak", False, "Do not refuse leaked images.")
+
+
+def main(argv):
+  """Checks with the flags; returns the exit code."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  from fcrn_jax import data
+  from fcrn_jax.data import check, check_report
+
+  try:
+    name = _NAME.value or check.guess_name(_DATA.value)
+    options = {"partial": True} if _PARTIAL.value else {}
+    if _TRAIN.value or _TEST.value:
+      train, test = (
+        data.load(name, split, _DATA.value, options)
+        for split in (_TRAIN.value, _TEST.value)
+      )
+      stamp = check.refuse_leak(train, test, _ALLOW.value)
+      print(json.dumps(stamp))
+      return 0
+    report = check.examine(name, _DATA.value, _SPLIT.value, options)
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print(check_report.text(report))
+  output = pathlib.Path(_OUTPUT.value)
+  output.mkdir(parents=True, exist_ok=True)
+  temporary = output / ".tmp-report.json"
+  temporary.write_text(json.dumps(check_report.values(report), indent=1))
+  temporary.replace(output / "report.json")
+  check_report.plot(report, output / "histograms.png")
+  check_report.picture(report, output / "worst.png")
+  print(f"report.json, histograms.png, worst.png in {output}")
+  return 1 if report.num_errors else 0
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("data")
+  app.run(main)

@@ -1,0 +1,347 @@
+"""Finds what is wrong with a data set before hours of training show it.
+
+`examine` reads everything and returns a Report; `refuse_leak` keeps a network
+from being tested on images that it has seen.
+"""
+
+import collections
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from fcrn_jax import data
+from fcrn_jax.data import builders, folder
+from fcrn_jax.data.builders import cityscapes, pascal_context, voc2012_sbd
+from fcrn_jax.data.inspection import Inspection, Problem, inspect, palette
+from fcrn_jax.types import IGNORE
+
+# Kind of problem: severity, title, what to do.
+KINDS = {
+  "missing": (
+    "error", "missing files",
+    "add the file, or take the line out of the split's list.",
+  ),
+  "unreadable": (
+    "error", "files that cannot be read",
+    "fetch or write the file again, or take the line out of the split's list.",
+  ),
+  "size": (
+    "error", "label maps of another size than their image",
+    "annotate the image at its own size; never resize labels with anything "
+    "but nearest neighbour.",
+  ),
+  "colours": (
+    "error", "label maps that are colour pictures",
+    "save the ids: one channel, palette or gray.",
+  ),
+  "range": ("error", "label ids out of range", ""),
+  "no_category": (
+    "error", "instances without a category",
+    "give their pixels a category in SegmentationClass, or void (255).",
+  ),
+  "two_categories": (
+    "error", "instances with two categories",
+    "split the instance, or correct the category map.",
+  ),
+  "leak": (
+    "error", "the same image in two splits",
+    "take it out of one of them: scores on a seen image mean nothing.",
+  ),
+  "twice": (
+    "warning", "the same image twice in one split",
+    "drop one; it counts twice.",
+  ),
+  "void": (
+    "warning", "images that are all void",
+    "drop them; nothing can be learned from them.",
+  ),
+  "empty": (
+    "warning", "images of label 0 only",
+    "fine if nothing is there; a mistake if all are so.",
+  ),
+  "overlap": (
+    "note", "splits that overlap by design", "",
+  ),
+  "unlisted": ("note", "images in no split", ""),
+  "absent": ("note", "splits that this sample does not have", ""),
+}  # fmt: skip
+# Data whose image ids mean the same image wherever they come from.
+_GLOBAL_IDS = {"voc2012_sbd": "voc", "pascal_context": "voc"}
+_SPLITS = {
+  "voc2012_sbd": tuple(voc2012_sbd.SPLITS),
+  "pascal_context": tuple(pascal_context.SPLITS),
+  "cityscapes": tuple(cityscapes.SPLITS),
+}
+
+
+class Report(NamedTuple):
+  """What `examine` found: data sets by split, inspections by image id."""
+
+  name: str
+  path: str
+  datasets: dict[str, Any]
+  images: dict[str, Inspection]
+  problems: list[Problem]
+
+  @property
+  def num_errors(self) -> int:
+    """Findings that make training or its scores wrong."""
+    return sum(KINDS[p.kind][0] == "error" for p in self.problems)
+
+  @property
+  def labels(self) -> tuple[str, ...]:
+    """Names of labels 0 ... C."""
+    some = next(iter(self.datasets.values()), None)
+    return (some.background, *some.categories) if some else ()
+
+
+def leaked(train_ids: Iterable[str], test_ids: Iterable[str]) -> list[str]:
+  """The test images that were trained on."""
+  return sorted(set(train_ids) & set(test_ids))
+
+
+def refuse_leak(train: Any, test: Any, allow: bool = False) -> dict[str, Any]:
+  """A stamp for the results of testing on `test` what learned from `train`.
+
+  Both are data sets (ids, name, path, split). ValueError if they share images,
+  unless `allow`; the stamp then says so. Ids are compared where they mean the
+  same: in one data set of one path, or in official data that share images
+  (VOC 2012, SBD and PASCAL-Context).
+  """
+  shared = []
+  if _source(train) == _source(test):
+    shared = leaked(train.ids, test.ids)
+  if shared and not allow:
+    raise ValueError(
+      f"{len(shared):,} of the {len(test.ids):,} images of {test.name} "
+      f"{test.split!r} are in {train.name} {train.split!r}, which the network "
+      f"was trained on (such as {shared[0]}): its scores there mean nothing. "
+      "Test on a split it has not seen or train on another (instances: "
+      "sbd_train); --allow_leak tests all the same and marks the results."
+    )
+  return {
+    "train_split": train.split,
+    "leaked_images": len(shared),
+    "test_images": len(test.ids),
+    "leak_allowed": bool(shared and allow),
+  }
+
+
+def _source(dataset: Any) -> Any:
+  """Equal for data sets whose ids may be compared."""
+  family = _GLOBAL_IDS.get(dataset.name, dataset.name)
+  if family == "voc" or dataset.name == "cityscapes":
+    return family
+  path = dataset.path
+  return family, None if path is None else os.path.realpath(path)
+
+
+def guess_name(path: Any) -> str:
+  """The data set's name for data.load, from what lies at `path`."""
+  path = pathlib.Path(path).expanduser()
+  if path.suffix == ".json" or (path / "annotations").is_dir():
+    return "coco"
+  if builders.is_prepared(path) or (path / "ImageSets").is_dir():
+    return "folder"
+  if (path / "gtFine").is_dir():
+    return "cityscapes"
+  raise ValueError(
+    f"{path} is no folder in VOC layout (ImageSets/Segmentation), no COCO "
+    "json or folder with annotations, no prepared data; name the data set "
+    "(--name=voc2012_sbd)."
+  )
+
+
+def splits_of(name: str, path: Any) -> list[str]:
+  """The splits that a data set has."""
+  path = pathlib.Path(path).expanduser()
+  if builders.is_prepared(path):
+    from fcrn_jax.data.builders import records
+
+    return sorted(records.read_metadata(path)["ids"])
+  if name == "folder":
+    lists = (path / "ImageSets" / "Segmentation").glob("*.txt")
+    return sorted(file.stem for file in lists)
+  if name == "coco":
+    if path.is_file():
+      return [path.stem.removeprefix("instances_")]
+    names = sorted(f.stem for f in (path / "annotations").glob("*.json"))
+    return [
+      n.removeprefix("instances_") for n in names
+      if n.startswith("instances_")
+    ] or names  # fmt: skip
+  return list(_SPLITS[name])
+
+
+def examine(
+  name: str,
+  path: Any,
+  splits: Sequence[str] = (),
+  options: Mapping[str, Any] | None = None,
+) -> Report:
+  """Reads all images of the splits (all there are, if none is named)."""
+  problems, datasets = [], {}
+  for split in splits or splits_of(name, path):
+    try:
+      datasets[split] = _load(name, split, path, dict(options or {}))
+    except ValueError as error:
+      partial = bool(options) and options.get("partial", False)
+      kind = "absent" if partial else "missing"
+      problems.append(Problem(kind, split, str(error)))
+      continue
+    for message in getattr(datasets[split], "skipped", ()):
+      problems.append(Problem("missing", split, message))
+  jobs = {}
+  for dataset in datasets.values():
+    for index, key in enumerate(dataset.ids):
+      jobs.setdefault(key, (dataset, index))
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    found = pool.map(lambda job: inspect(*job), jobs.values())
+    bar = tqdm(found, total=len(jobs), unit="image", desc="check")
+    images = dict(zip(jobs, bar, strict=True))
+  for image in images.values():
+    problems += image.problems
+  lists = {split: dataset.ids for split, dataset in datasets.items()}
+  problems += _compare(lists, images, name in _SPLITS)
+  report = Report(name, str(path), datasets, images, problems)
+  some = next(iter(datasets.values()), None)
+  if isinstance(some, folder.Folder):
+    problems += _unlisted(some, lists) + _no_categories(report)
+  return report
+
+
+def _no_categories(report: Report) -> list[Problem]:
+  """One problem if all maps that can be read are without any category."""
+  seen = set().union(*(image.pixels for image in report.images.values()))
+  if not seen or seen - {0, IGNORE}:
+    return []
+  return [Problem("range", "all", f"All maps hold nothing but {sorted(seen)}.")]
+
+
+def _load(name: str, split: str, path: Any, options: dict[str, Any]) -> Any:
+  if name == "folder" and not builders.is_prepared(path):
+    options["on_error"] = "skip"
+  return data.load(name, split, path, options)
+
+
+def _unlisted(
+  dataset: folder.Folder, lists: Mapping[str, list[str]]
+) -> list[Problem]:
+  listed = {key for ids in lists.values() for key in ids}
+  files = sorted(f.stem for f in (dataset.path / "JPEGImages").iterdir())
+  alone = [key for key in files if key not in listed]
+  if not alone:
+    return []
+  return [
+    Problem("unlisted", alone[0], f"{len(alone)} images, such as {alone[0]}.")
+  ]
+
+
+def _compare(
+  lists: Mapping[str, list[str]],
+  images: Mapping[str, Inspection],
+  official: bool,
+) -> list[Problem]:
+  """Images that are in two splits, or twice in one, by id or by content."""
+  problems = []
+  for split, ids in lists.items():
+    for key, count in collections.Counter(ids).items():
+      if count > 1:
+        problems.append(
+          Problem("twice", key, f"{split} lists {key} {count} times.")
+        )
+  names = list(lists)
+  for i, one in enumerate(names):
+    for other in names[i + 1 :]:
+      problems += _shared_ids(one, other, lists, official)
+  same = collections.defaultdict(list)
+  for key, image in images.items():
+    if image.digest:
+      same[image.digest].append(key)
+  for keys in same.values():
+    for i, key in enumerate(keys):
+      for twin in keys[i + 1 :]:
+        problems.append(_same_content(key, twin, lists))
+  return problems
+
+
+def _shared_ids(
+  one: str, other: str, lists: Mapping[str, list[str]], official: bool
+) -> list[Problem]:
+  """A split within another is by design; a partial overlap is a mistake."""
+  a, b = set(lists[one]), set(lists[other])
+  shared = sorted(a & b)
+  if not shared:
+    return []
+  message = f"{len(shared):,} images are in {one} and in {other}"
+  if official or a <= b or b <= a:
+    return [
+      Problem(
+        "overlap",
+        shared[0],
+        f"{message}: never train on one and test on the other.",
+      )
+    ]
+  return [
+    Problem("leak", key, f"{key} is in {one} and in {other}.") for key in shared
+  ]
+
+
+def _same_content(
+  key: str, twin: str, lists: Mapping[str, list[str]]
+) -> Problem:
+  where = [
+    {split for split, ids in lists.items() if k in ids} for k in (key, twin)
+  ]
+  words = f"{key} and {twin} have the same pixels"
+  if where[0] & where[1]:
+    inside = sorted(where[0] & where[1])[0]
+    return Problem("twice", key, f"{words}, both in {inside}.")
+  return Problem(
+    "leak", key, f"{words}, in {min(where[0])} and in {min(where[1])}."
+  )
+
+
+def likely_cause(seen: set[int], num_categories: int) -> str:
+  """Why the labels `seen` are not 0 ... num_categories and 255."""
+  labels = sorted(seen - {IGNORE})
+  top = num_categories
+  gray = np.rint(palette() @ [0.299, 0.587, 0.114]).astype(int).tolist()
+  if set(labels) <= {0}:
+    return (
+      "Masks saved as 0 and 255? 255 means void here: write the category's "
+      "number (1) instead."
+    )
+  if max(labels) == top + 1:
+    if 0 not in labels:
+      return (
+        f"Labels are 1 ... {top + 1}: 1-based ids. Subtract 1, so that the "
+        "first name of labels.txt is label 0."
+      )
+    return (
+      f"Labels are 0 ... {top + 1}, one more than labels.txt names: is 0 void "
+      "(turn 0 into 255 and subtract 1 from the rest), or does labels.txt "
+      "lack its first line, 'background'?"
+    )
+  step = int(np.gcd.reduce(labels))
+  if step > 1 and max(labels) <= step * top:
+    return f"Labels are multiples of {step}, stretched to be seen: divide."
+  if set(labels) <= set(gray[: max(top + 1, 21)]) | {gray[IGNORE]}:
+    return (
+      "Labels are the gray values of VOC's palette: a palette read as RGB and "
+      "turned into gray. Read it as ids (PIL: without convert)."
+    )
+  if max(labels) > IGNORE:
+    return (
+      "Labels beyond 255: an instance map in the place of the category map, or "
+      "category * 1000 + instance?"
+    )
+  return (
+    f"labels.txt names {top + 1} labels, the maps have up to {max(labels)}: a "
+    "label list of other data, or stray values of a brush or a resize?"
+  )

@@ -1,0 +1,225 @@
+"""Looks at one image of a data set and says what is wrong; see check."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image
+
+from fcrn_jax.data import folder
+from fcrn_jax.types import IGNORE, Array
+
+_MIXED = 0.02  # an instance has two categories above this share (ours)
+
+
+class Problem(NamedTuple):
+  """One finding: its kind (a key of check.KINDS), the image, and words."""
+
+  kind: str
+  key: str
+  message: str
+
+
+class Inspection(NamedTuple):
+  """What is known of one image; None or empty where it cannot be read."""
+
+  key: str
+  problems: list[Problem]
+  size: tuple[int, int] | None  # H, W
+  digest: str  # hash of the decoded pixels
+  pixels: dict[int, int]  # of each label
+  areas: list[tuple[int, int]]  # category and pixels of each instance
+
+
+def inspect(dataset: Any, index: int) -> Inspection:
+  """Reads an example of any data set and its labels, and never raises.
+
+  The files of a folder are read one by one, so that what one of them hides
+  is found too; other data are judged by what their reader says.
+  """
+  key = dataset.ids[index]
+  if isinstance(dataset, folder.Folder):
+    return _inspect_files(dataset, index)
+  try:
+    example = dataset[index]
+  except ValueError as error:
+    problem = Problem("unreadable", key, str(error))
+    return Inspection(key, [problem], None, "", {}, [])
+  semantic, image = example["semantic"], example["image"]
+  areas = []
+  if dataset.has_instances:
+    counts = np.bincount(
+      example["instances"].ravel(), minlength=len(example["classes"]) + 1
+    )[1:]
+    areas = list(zip(example["classes"].tolist(), counts.tolist(), strict=True))
+  return Inspection(
+    key,
+    _empty(key, semantic, str(key)),
+    image.shape[:2],
+    _digest(image),
+    _histogram(semantic),
+    areas,
+  )
+
+
+def _inspect_files(dataset: folder.Folder, index: int) -> Inspection:
+  key = dataset.ids[index]
+  problems, size, digest = [], None, ""
+  try:
+    image = folder.load_image(dataset.image_file(index))
+    size, digest = image.shape[:2], _digest(image)
+  except ValueError as error:
+    problems.append(Problem("unreadable", key, str(error)))
+  semantic_file, instances_file = dataset.label_files(index)
+  semantic = _read_map(semantic_file, key, size, problems)
+  if semantic is None:
+    return Inspection(key, problems, size, digest, {}, [])
+  problems += _empty(key, semantic, semantic_file)
+  num_categories = len(dataset.categories)
+  known = (semantic <= num_categories) | (semantic == IGNORE)
+  if not known.all():
+    wrong = np.unique(semantic[~known])
+    problems.append(
+      Problem(
+        "range",
+        key,
+        f"{semantic_file} has labels {wrong[:10].tolist()}"
+        f"{' ...' if len(wrong) > 10 else ''} on "
+        f"{(~known).mean():.1%} of its pixels; labels.txt names 0 ... "
+        f"{num_categories}.",
+      )
+    )
+  areas = []
+  if instances_file is not None:
+    instances = _read_map(instances_file, key, size, problems)
+    if instances is not None and instances.shape == semantic.shape:
+      found, areas = _instances(
+        key, instances, semantic, num_categories, instances_file
+      )
+      problems += found
+  return Inspection(key, problems, size, digest, _histogram(semantic), areas)
+
+
+def _read_map(
+  file: str, key: str, size: tuple[int, int] | None, problems: list[Problem]
+) -> Integer[Array, "H W"] | None:
+  """A label map, or None and a problem; another one if its size is wrong."""
+  try:
+    with Image.open(file) as picture:
+      colours = picture.mode in ("RGB", "RGBA")
+    if colours:
+      problems.append(Problem("colours", key, _explain_colours(file)))
+      return None
+    labels = folder.load_map(file)
+  except (OSError, ValueError, SyntaxError) as error:
+    if not isinstance(error, ValueError):
+      error = f"{file} cannot be read ({error})."
+    problems.append(Problem("unreadable", key, str(error)))
+    return None
+  if size is not None and labels.shape != size:
+    turned = " It fits turned by 90 degrees: was the image's EXIF orientation"
+    problems.append(
+      Problem(
+        "size",
+        key,
+        f"{file} is {labels.shape[0]} x {labels.shape[1]}, its image "
+        f"{size[0]} x {size[1]}."
+        f"{turned + ' ignored?' if labels.shape == size[::-1] else ''}",
+      )
+    )
+  return labels
+
+
+def _explain_colours(file: str) -> str:
+  """Whether a colour picture's colours are those of VOC's palette."""
+  pixels = np.asarray(Image.open(file).convert("RGB")).reshape(-1, 3)
+  colours = np.unique(pixels, axis=0)
+  ids = {tuple(colour): k for k, colour in enumerate(palette().tolist())}
+  if all(tuple(colour) in ids for colour in colours.tolist()):
+    found = sorted(ids[tuple(colour)] for colour in colours.tolist())
+    return (
+      f"{file} is a colour picture in VOC's palette, of labels {found[:12]}: a "
+      "palette file was read as RGB and saved again."
+    )
+  return f"{file} is a colour picture of {len(colours)} colours, not of ids."
+
+
+def palette() -> UInt8[Array, "256 3"]:
+  """VOC's colours: the bits of the label, dealt to R, G, B from the top."""
+  labels = np.arange(256)
+  colours = np.zeros((256, 3), np.int64)
+  for bit in range(8):
+    for channel in range(3):
+      colours[:, channel] |= (labels >> (3 * bit + channel) & 1) << (7 - bit)
+  return colours.astype(np.uint8)
+
+
+def _instances(
+  key: str,
+  instances: Integer[Array, "H W"],
+  semantic: Integer[Array, "H W"],
+  num_categories: int,
+  file: str,
+) -> tuple[list[Problem], list[tuple[int, int]]]:
+  """Problems of the instances, and category and area of each."""
+  if instances.dtype == np.uint8:
+    instances = np.where(instances == IGNORE, 0, instances)
+  pairs, counts = np.unique(
+    instances.astype(np.int64) << 16 | semantic, return_counts=True
+  )
+  owner, label = pairs >> 16, pairs & 0xFFFF
+  problems, areas = [], []
+  for k in np.unique(owner[owner > 0]).tolist():
+    of_k = dict(
+      zip(label[owner == k].tolist(), counts[owner == k].tolist(), strict=True)
+    )
+    ranked = sorted(
+      ((n, c) for c, n in of_k.items() if 1 <= c <= num_categories),
+      reverse=True,
+    )
+    if not ranked:
+      if of_k.get(0):
+        problems.append(
+          Problem(
+            "no_category",
+            key,
+            f"{file}: instance {k} ({sum(of_k.values())} pixels) lies on "
+            "background.",
+          )
+        )
+      continue
+    total = sum(n for n, _ in ranked)
+    areas.append((ranked[0][1], total))
+    if len(ranked) > 1 and ranked[1][0] > _MIXED * total:
+      problems.append(
+        Problem(
+          "two_categories",
+          key,
+          f"{file}: instance {k} has {ranked[0][0]} pixels of category "
+          f"{ranked[0][1]} and {ranked[1][0]} of category {ranked[1][1]}.",
+        )
+      )
+  return problems, areas
+
+
+def _empty(
+  key: str, semantic: Integer[Array, "H W"], where: str
+) -> list[Problem]:
+  if (semantic == IGNORE).all():
+    return [Problem("void", key, f"{where} is all void (255).")]
+  if not ((semantic > 0) & (semantic != IGNORE)).any():
+    return [Problem("empty", key, f"{where} has no category, only label 0.")]
+  return []
+
+
+def _histogram(labels: Integer[Array, "H W"]) -> dict[int, int]:
+  values, counts = np.unique(labels, return_counts=True)
+  return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _digest(image: UInt8[Array, "H W 3"]) -> str:
+  """Equal for equal pixels, whatever file they come from."""
+  digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
+  digest.update(np.ascontiguousarray(image))
+  return digest.hexdigest()
