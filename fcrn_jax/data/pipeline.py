@@ -13,7 +13,6 @@ import weakref
 from typing import Any, NamedTuple
 
 import cv2
-import grain
 import numpy as np
 
 from fcrn_jax.data import transforms
@@ -53,12 +52,15 @@ def train_batches(
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> Any:
   """Endless iterator of types.Batch with get_state() and set_state().
 
-  A state is {"global_next_index": examples drawn by all processes}: it fits
-  any number of processes and workers. Call close() to end the workers.
+  It is a grain.DatasetIterator. A state is {"global_next_index": examples
+  drawn by all processes}: it fits any number of processes and workers. Call
+  close() to end the workers.
   """
+  import grain  # here, since it imports JAX, and other parts need no Grain
+
   if len(dataset) == 0:
     raise ValueError(f"data set {dataset.name!r} has no images.")
   if options.on_error not in ("raise", "skip"):
