@@ -17,3 +17,17 @@ def start() -> None:
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = pathlib.Path("~/.cache/fcrn_jax").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def load_split(config, split: str | None, path: str | None):
+  """The config's validation data, or another split or folder of its kind."""
+  from fcrn_jax.data import check
+  from fcrn_jax.training import loop
+
+  config = config.copy_and_resolve_references().unlock()
+  config.data.val_split = split or config.data.val_split
+  if path:
+    config.data.path = path
+    if config.data.name == "shapes":
+      config.data.name, config.data.num_val = check.guess_name(path), 0
+  return loop.load_split(config, "val")

@@ -17,8 +17,8 @@ from jax.experimental import multihost_utils
 from scipy import ndimage
 from tqdm import tqdm
 
-from fcrn_jax import checkpoint, instances, metrics
-from fcrn_jax.data import transforms
+from fcrn_jax import checkpoint, data, instances, metrics
+from fcrn_jax.data import check, transforms
 from fcrn_jax.inference import Maps
 from fcrn_jax.predictor import Predictor, Result, grouping, read_ahead
 from fcrn_jax.types import IGNORE
@@ -42,25 +42,15 @@ class Scores:
       self.components = metrics.InstanceEvaluator(num_classes)
 
   def add(self, result: Result, example: Example, count_void: bool) -> None:
-    """Adds one image; count_void: no mask pixel is forgiven."""
+    """Adds one image; see add_instances."""
     labels = np.asarray(example["semantic"])
     num_classes = len(self.confusion)
     self.confusion += metrics.confusion(labels, result.semantic, num_classes)
     if self.ours is None:
       return
-    truth = example["instances"], example["classes"]
-    void = labels == IGNORE
-    void = void if void.any() and not count_void else None
-    masks = result.layers[0] if len(result.layers) == 1 else result.masks
-    self.ours.add(masks, result.classes, result.scores, *truth, void)
-    regions, classes, _ = metrics.connected_components(result.semantic)
-    total = np.bincount(
-      regions.ravel(), result.confidence.ravel(), len(classes) + 1
-    )[1:]
-    area = np.bincount(regions.ravel(), minlength=len(classes) + 1)[1:]
-    self.components.add(
-      regions, classes, total / np.maximum(area, 1), *truth, void
-    )
+    add_instances(self.ours, result, example, count_void)
+    found = metrics.connected_components(result.semantic, result.confidence)
+    self.components.add(*found, *_truth(example, count_void))
 
   def merge(self, other: "Scores") -> None:
     """Adds another host's images."""
@@ -95,6 +85,24 @@ class Scores:
     return scores
 
 
+def add_instances(
+  evaluator: metrics.InstanceEvaluator,
+  result: Result,
+  example: Example,
+  count_void: bool,
+) -> None:
+  """Adds one image; count_void: mask pixels on void are not left out."""
+  masks = result.layers[0] if len(result.layers) == 1 else result.masks
+  truth = _truth(example, count_void)
+  evaluator.add(masks, result.classes, result.scores, *truth)
+
+
+def _truth(example, count_void):
+  void = np.asarray(example["semantic"]) == IGNORE
+  void = void if void.any() and not count_void else None
+  return example["instances"], example["classes"], void
+
+
 def evaluate(
   predictor: Predictor,
   dataset: Any,
@@ -103,6 +111,7 @@ def evaluate(
   workdir: str | os.PathLike | None = None,
   max_images: int = 0,
   oracle: Oracle = "",
+  allow_leak: bool = False,
   progress: bool = True,
 ) -> dict[str, Any]:
   """Scores of a predictor on a data set, beside connected components'.
@@ -121,12 +130,19 @@ def evaluate(
     max_images: only the first so many; 0 for all.
     oracle: what is taken from the truth instead of a network: "categories",
       "boxes" or "both" (the pilot experiment of the paper's section 3.2).
+    allow_leak: score images that the networks were trained on all the same,
+      and mark the result.
     progress: show a bar with the time left.
 
   Returns:
     A flat dict: scores in 0 ... 1 (None where undefined) and the stamp.
+
+  Raises:
+    ValueError: other categories than the networks', or images that they were
+      trained on.
   """
   _check_categories(predictor, dataset)
+  leaks = _check_leaks(predictor, dataset, allow_leak)
   number = min(len(dataset), max_images or len(dataset))
   mine = range(jax.process_index(), number, jax.process_count())
   count_void = dataset.name == "voc2012_sbd"
@@ -148,6 +164,7 @@ def evaluate(
   semantic = _SEMANTIC.get(dataset.name, _OWN)
   values = scores.result(dataset.categories, protocol, semantic)
   values |= _stamp(predictor, dataset, protocol, semantic, number, oracle)
+  values |= leaks
   values = {name: _json(value) for name, value in values.items()}
   if workdir is not None and jax.process_index() == 0:
     suffix = f"_oracle_{oracle}" if oracle else ""
@@ -277,6 +294,20 @@ def _check_categories(predictor, dataset):
       f"the networks know the categories {ours} and the data set has {theirs};"
       " evaluate on data with the categories of the training data, in order."
     )
+
+
+def _check_leaks(predictor, dataset, allow_leak):
+  """The stamp of check.refuse_leak, over all training sets."""
+  stamp = {"leaked_images": 0, "leak_check": "done"}
+  for source in predictor.trained_on:
+    try:
+      train = data.load(source["name"], source["split"], source["path"])
+    except ValueError:
+      stamp["leak_check"] = f"no {source['split']} at {source['path']}"
+      continue
+    found = check.refuse_leak(train, dataset, allow_leak)
+    stamp["leaked_images"] += found["leaked_images"]
+  return stamp
 
 
 def _other_processes(scores: Scores) -> Iterator[Scores]:

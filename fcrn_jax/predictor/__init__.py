@@ -6,27 +6,24 @@ result.semantic, result.label_map, result.classes, result.scores
 """
 
 import collections
-import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 
-from fcrn_jax import checkpoint, inference, instances, models
+from fcrn_jax import inference, instances
 from fcrn_jax.data import transforms
-from fcrn_jax.predictor import grouping
+from fcrn_jax.predictor import grouping, loading
+from fcrn_jax.predictor.loading import create_model
 from fcrn_jax.predictor.result import Result
-from fcrn_jax.types import Array, Preprocessing
+from fcrn_jax.types import Array
 
 __all__ = ["Predictor", "Result", "create_model"]
 
@@ -42,6 +39,7 @@ class Predictor:
     views: inference.Options; replace it to look at images in another way.
     options: instances.Options; replace it to group in another way.
     source: where the networks came from, and step, the checkpoint's.
+    trained_on: the training sets as arguments of data.load.
   """
 
   def __init__(
@@ -56,6 +54,7 @@ class Predictor:
     normalize: bool = False,
     source: str = "",
     step: int | None = None,
+    trained_on: Sequence[Mapping[str, Any]] = (),
   ):
     """See `load`; this is for networks of one's own.
 
@@ -73,6 +72,7 @@ class Predictor:
     self.normalize = normalize
     self.source = source
     self.step = step
+    self.trained_on = tuple(trained_on)
 
   @classmethod
   def load(
@@ -106,8 +106,20 @@ class Predictor:
 
       return export.load_predictor(path)
     if path is not None:
-      return _from_workdirs({"semantic": path, "boxes": path}, step)
-    return _from_workdirs({"semantic": semantic, "boxes": localization}, step)
+      semantic = localization = path
+    loaded = loading.load_networks(semantic, localization, step)
+    return cls(
+      loaded.apply_fn,
+      loaded.stride,
+      loaded.config.categories,
+      views=loading.fill(inference.Options, loaded.config.inference),
+      options=loading.instance_options(loaded.workdir, loaded.config),
+      input_scale=loaded.config.data.input_scale,
+      normalize=loaded.config.data.get("normalize", False),
+      source=loaded.source,
+      step=loaded.step,
+      trained_on=loaded.trained_on,
+    )
 
   @property
   def stride(self) -> float:
@@ -186,6 +198,14 @@ class Predictor:
       maps, image, options, self.stride, self.categories
     )
 
+  def explain(self, image: Image, number: int = 12) -> Image:
+    """A picture of why the `number` best instances are there."""
+    maps = self.maps(image)
+    result = grouping.group_one(
+      maps, image, self.options, self.stride, self.categories, True
+    )
+    return grouping.draw_evidence(maps, image, result, self.stride, number)
+
   def _is_tiled(self, image):
     longest = max(image.shape[:2]) * self.input_scale
     return 0 < self.views.tile < longest
@@ -232,28 +252,6 @@ class Predictor:
     return len(devices) * max(1, min(8, 2**21 // math.prod(bucket)))
 
 
-def create_model(config: ConfigDict) -> models.FCRN:
-  """The network of a config whose categories are filled in."""
-  if not config.categories:
-    raise ValueError(
-      "config.categories is empty; training fills it in from the data set."
-    )
-  number = len(config.categories)
-  sizes = {"semantic": number + 1, "boxes": number}
-  return models.create(
-    config.model.name,
-    {head: sizes[head] for head in config.model.heads},
-    stride_in_1x1=config.model.stride_in_1x1,
-    batch_norm=config.model.batch_norm,
-    dtype=jnp.dtype(config.model.dtype),
-    remat=config.model.remat,
-    dropout=config.model.dropout,
-    classifier_width=config.model.classifier_width,
-    box_unit=config.model.box_unit,
-    width=config.model.width,
-  )
-
-
 def read_ahead(
   function: Callable[[Any], Any], items: Iterable[Any], ahead: int
 ) -> Iterator[Any]:
@@ -281,108 +279,3 @@ def check_image(image: Image) -> None:
       f"the image is {dtype} of shape {shape}; expected uint8 of shape (H, W,"
       " 3) or (H, W). data.folder.load_image reads other files."
     )
-
-
-class _Network:
-  """One workdir's network, on as many devices as a batch divides among."""
-
-  def __init__(self, config, variables):
-    self.config = config
-    self.model = create_model(config)
-    self._preprocessing = Preprocessing(**config.preprocessing.to_dict())
-    self._variables = {1: variables}
-
-  def __call__(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
-    devices = jax.local_devices()
-    if len(devices) == 1 or len(images) % len(devices):
-      return _apply(self.model, self._preprocessing, self._variables[1], images)
-    mesh = Mesh(np.array(devices), ("batch",))
-    if len(devices) not in self._variables:
-      everywhere = NamedSharding(mesh, PartitionSpec())
-      self._variables[len(devices)] = jax.device_put(
-        self._variables[1], everywhere
-      )
-    shared = NamedSharding(mesh, PartitionSpec("batch"))
-    return _apply(
-      self.model,
-      self._preprocessing,
-      self._variables[len(devices)],
-      jax.device_put(images, shared),
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(model, preprocessing, variables, images):
-  # Not a closure of the variables, which would become constants of the
-  # program; and a second predictor of the same network compiles nothing.
-  return model.apply(variables, preprocessing(images), train=False)
-
-
-def _from_workdirs(workdirs, step):
-  """A predictor whose heads come from {"semantic": ..., "boxes": ...}."""
-  networks, steps = {}, {}
-  for path in dict.fromkeys(map(str, filter(None, workdirs.values()))):
-    config, variables, steps[path] = checkpoint.restore_for_inference(
-      path, step
-    )
-    networks[path] = _Network(config, variables)
-  chosen = {
-    head: networks[str(path)]
-    for head, path in workdirs.items()
-    if path is not None and head in networks[str(path)].config.model.heads
-  }
-  if "semantic" not in chosen:
-    raise ValueError(
-      f"no network gives scores (semantic={workdirs['semantic']}); pass"
-      " semantic=WORKDIR of one trained with the head 'semantic', and the box"
-      " network as localization=."
-    )
-  first, last = chosen["semantic"], chosen.get("boxes", chosen["semantic"])
-  _check_alike(first.config, last.config)
-
-  def apply_fn(images):
-    outputs = {network: network(images) for network in {*chosen.values()}}
-    return {head: outputs[net][head] for head, net in chosen.items()}
-
-  config, source = last.config, str(workdirs["boxes"] or workdirs["semantic"])
-  return Predictor(
-    apply_fn,
-    min(network.model.stride for network in chosen.values()),
-    config.categories,
-    views=_options(inference.Options, config.inference),
-    options=_instance_options(source, config),
-    input_scale=config.data.input_scale,
-    normalize=config.data.get("normalize", False),
-    source=" and ".join(networks),
-    step=max(steps.values()),
-  )
-
-
-def _check_alike(a, b):
-  """Two networks must see the same image and mean the same categories."""
-  for name, first, second in (
-    ("categories", a.categories, b.categories),
-    ("data.input_scale", a.data.input_scale, b.data.input_scale),
-    ("data.normalize", a.data.get("normalize"), b.data.get("normalize")),
-  ):
-    if first != second:
-      raise ValueError(
-        f"config.{name} is {first} in the semantic network and {second} in the"
-        " localization network; they must be equal. Retrain one of them."
-      )
-
-
-def _options(kind, config, extra=()):
-  values = {**config.to_dict(), **dict(extra)}
-  known = kind.__annotations__
-  unknown = sorted(values.keys() - known.keys())
-  if unknown:
-    raise ValueError(f"unknown settings {unknown}; expected {[*known]}.")
-  return kind(**values)
-
-
-def _instance_options(workdir, config):
-  """The config's settings with those that experiments.tune found."""
-  path = pathlib.Path(workdir) / "thresholds.json"
-  tuned = checkpoint.read_json(path)["instances"] if path.is_file() else {}
-  return _options(instances.Options, config.instances, tuned)

@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Float16, Int, UInt8
 
-from fcrn_jax import instances
+from fcrn_jax import boxes as boxes_lib
+from fcrn_jax import instances, visualize
 from fcrn_jax.inference import Maps, bucket
 from fcrn_jax.instances import masks as masks_lib
 from fcrn_jax.predictor.result import Evidence, Result
@@ -29,7 +30,7 @@ class _Found(NamedTuple):
   semantic: UInt8[Array, "*b H W"]
   confidence: Float16[Array, "*b H W"]  # probability of that category
   labels: Int[Array, "*b r H W"] | None  # index of the hypothesis, -1 = none
-  hypotheses: instances.Hypotheses | None  # owners left out
+  hypotheses: instances.Hypotheses | None  # owners only where asked for
 
 
 def group_batch(
@@ -38,10 +39,12 @@ def group_batch(
   options: instances.Options,
   stride: float,
   categories: tuple[str, ...],
+  with_owners: bool = False,
 ) -> list[Result]:
   """Results of images padded to one size, `b` maps for at most b images.
 
   Cells beyond an image must repeat its last ones (inference.batch_maps).
+  with_owners fills in the results' evidence.owners.
   """
   count = len(maps.probs)
   sizes = [image.shape[:2] for image in images]
@@ -50,7 +53,8 @@ def group_batch(
   mesh = None
   if len(devices) > 1 and count % len(devices) == 0:
     mesh = Mesh(np.array(devices), ("batch",))
-  found = jax.device_get(_group(maps, sizes, options, stride, mesh))
+  found = _group(maps, sizes, options, stride, with_owners, mesh)
+  found = jax.device_get(found)
   return [
     _result(
       jax.tree.map(lambda x, i=index: x[i], found), image, stride, categories
@@ -65,20 +69,24 @@ def group_one(
   options: instances.Options,
   stride: float,
   categories: tuple[str, ...],
+  with_owners: bool = False,
 ) -> Result:
   """The result of one image of any size from its own `h w` maps."""
   pads = [(0, bucket(n) - n) for n in maps.probs.shape[:2]]
   padded = jax.tree.map(
     lambda x: np.pad(x, (*pads, *[(0, 0)] * (x.ndim - 2)), "edge")[None], maps
   )
-  return group_batch(padded, [image], options, stride, categories)[0]
+  return group_batch(padded, [image], options, stride, categories, with_owners)[
+    0
+  ]
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _group(maps, sizes, options, stride, mesh) -> _Found:
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _group(maps, sizes, options, stride, with_owners, mesh) -> _Found:
   def batch(maps, sizes, options):
-    group = functools.partial(_group_image, options=options, stride=stride)
-    return jax.vmap(group)(maps, sizes)
+    return jax.vmap(
+      lambda m, size: _group_image(m, size, options, stride, with_owners)
+    )(maps, sizes)
 
   if mesh is None:
     return batch(maps, sizes, options)
@@ -94,7 +102,7 @@ def _group(maps, sizes, options, stride, mesh) -> _Found:
   )(maps, sizes, options)
 
 
-def _group_image(maps, size, options, stride):
+def _group_image(maps, size, options, stride, with_owners):
   height, width = maps.probs.shape[:2]
   canvas = (math.ceil(height * stride), math.ceil(width * stride))
   upsampled = masks_lib.upsample(maps.probs, canvas, stride)
@@ -107,7 +115,9 @@ def _group_image(maps, size, options, stride):
   labels = masks_lib.assign(
     found, maps.probs, maps.boxes, options, canvas, stride
   )
-  return _Found(semantic, confidence, labels, found._replace(owners=None))
+  if not with_owners:
+    found = found._replace(owners=None)
+  return _Found(semantic, confidence, labels, found)
 
 
 def without_padding(
@@ -147,7 +157,11 @@ def _result(found: _Found, image, stride, categories) -> Result:
   layers = table[labels + 1]
   used = layers.any(axis=(1, 2))
   used[0] = True
-  seeds = (hypotheses.seeds[kept] + 0.5) * stride
+  owners = hypotheses.owners
+  if owners is not None:
+    owners = table.astype(np.int32)[owners + 1] - 1
+    cells = [math.ceil(n / stride) for n in (height, width)]
+    owners = owners[..., : cells[0], : cells[1]]
   return Result(
     semantic,
     confidence,
@@ -158,10 +172,38 @@ def _result(found: _Found, image, stride, categories) -> Result:
     bool(hypotheses.truncated),
     categories,
     Evidence(
-      seeds,
+      hypotheses.seeds[kept],
       hypotheses.num_votes[kept],
       hypotheses.spread[kept],
       hypotheses.fill[kept],
+      owners,
     ),
     image,
   )
+
+
+def draw_evidence(
+  maps: Maps, image: UInt8[Array, "..."], result: Result, stride: float,
+  number: int,
+) -> UInt8[np.ndarray, "_H _W 3"]:  # fmt: skip
+  """A panel with the votes for each of the `number` best instances."""
+  evidence, pictures, titles = result.evidence, [], []
+  points = boxes_lib.cell_points(*maps.probs.shape[:2], stride, np)
+  for k in range(min(number, len(result))):
+    cells = (evidence.owners == k).any(axis=(0, 1))
+    # The seed first.
+    cells[tuple(evidence.seeds[k])] = False
+    index = np.concatenate([evidence.seeds[k][None], np.argwhere(cells)]).T
+    votes = maps.boxes[*index, result.classes[k] - 1]
+    voters = points[*index]
+    pictures.append(
+      visualize.explain(image, result.mask(k), voters[0], votes, voters)
+    )
+    titles.append(
+      f"{result.categories[result.classes[k] - 1]} {result.scores[k]:.2f}:"
+      f" {evidence.num_votes[k]} votes, spread {evidence.spread[k]:.1f},"
+      f" fill {evidence.fill[k]:.2f}"
+    )
+  if not pictures:
+    return visualize.overlay(image, result)
+  return visualize.panel(pictures, titles, columns=min(4, len(pictures)))

@@ -19,10 +19,13 @@ _OVERLAY_SIDE = 4096  # larger overlays are saved reduced
 class Evidence(NamedTuple):
   """Why each instance is there; see instances.Hypotheses."""
 
-  seeds: Float[Array, "m 2"]  # point (y, x) of the pixel that was kept
+  seeds: Int[Array, "m 2"]  # cell (i, j) of the pixel that was kept
   num_votes: Int[Array, "m"]  # cells that voted for the same box
   spread: Float[Array, "m"]  # RMS distance of their box centres, pixels
   fill: Float[Array, "m"]  # area of the votes / area of the box
+  # owners[k, r]: the instance of the paper's k-th mask that owns each cell's
+  # r-th best category, -1 = none; only if asked for
+  owners: Int[Array, "k r h w"] | None = None
 
 
 class Result:

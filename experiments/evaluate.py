@@ -1,0 +1,75 @@
+"""Scores a workdir's newest checkpoint; table on screen, eval_<split>.json.
+
+  python -m experiments.evaluate --workdir=runs/shapes
+  python -m experiments.evaluate --workdir=W --data=DIR --split=test
+  python -m experiments.evaluate --semantic=S --localization=L --protocol=sds
+  python -m experiments.evaluate --workdir=W --oracle=both
+An oracle takes categories, boxes or both from the truth: what is then missing
+to 1 is the fault of the rest.
+"""
+
+import sys
+
+from absl import app, flags, logging
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A joint network's workdir; gets the scores."
+)
+_SEMANTIC = flags.DEFINE_string(
+  "semantic", None, "Workdir of the network that gives the scores."
+)
+_LOCALIZATION = flags.DEFINE_string(
+  "localization", None, "Workdir of the network that gives the boxes."
+)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default the newest.")
+_DATA = flags.DEFINE_string(
+  "data", None, "The data's folder; default that of the config."
+)
+_SPLIT = flags.DEFINE_string("split", None, "Default the config's val_split.")
+_PROTOCOL = flags.DEFINE_enum(
+  "protocol", None, ["sds", "mnc", "coco", "matching"], "Default the config's."
+)
+_MAX_IMAGES = flags.DEFINE_integer("max_images", 0, "Only so many; 0: all.")
+_ORACLE = flags.DEFINE_enum(
+  "oracle", "", ["", "categories", "boxes", "both"], "What is true, not found."
+)
+_ALLOW_LEAK = flags.DEFINE_bool(
+  "allow_leak", False, "Score images of the training set, marked as such."
+)
+
+
+def main(argv):
+  """Evaluates with the flags."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  from experiments import common
+  from fcrn_jax import checkpoint, evaluation
+  from fcrn_jax.predictor import Predictor
+
+  common.start()
+  workdir = _WORKDIR.value or _LOCALIZATION.value or _SEMANTIC.value
+  try:
+    predictor = Predictor.load(
+      _WORKDIR.value,
+      semantic=_SEMANTIC.value,
+      localization=_LOCALIZATION.value,
+      step=_STEP.value,
+    )
+    config = checkpoint.read_config(workdir)
+    scores = evaluation.evaluate(
+      predictor,
+      common.load_split(config, _SPLIT.value, _DATA.value),
+      protocol=_PROTOCOL.value or config.protocol,
+      workdir=workdir,
+      max_images=_MAX_IMAGES.value,
+      oracle=_ORACLE.value,
+      allow_leak=_ALLOW_LEAK.value,
+    )
+  except ValueError as error:
+    logging.debug("traceback", exc_info=True)
+    sys.exit(f"error: {error}")
+  print(evaluation.table(scores))
+
+
+if __name__ == "__main__":
+  app.run(main)

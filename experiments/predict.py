@@ -1,0 +1,197 @@
+"""Predicts images: category maps, instance label maps, overlays, COCO results.
+
+  python -m experiments.predict --workdir=runs/shapes --images=DIR --output=out
+  python -m experiments.predict --workdir=runs/mine --images='scans/*.tif' \
+      --output=out --explain
+  python -m experiments.predict --semantic=S --localization=L --images=a.jpg \
+      --output=out
+Writes <stem>_semantic.png, <stem>_instances.png (16-bit labels), <stem>_overlay
+.png and predictions.json. A file that cannot be read is named and skipped, and
+the exit code is 1.
+"""
+
+import collections
+import glob
+import pathlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import app, flags, logging
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A joint network's workdir, or an exported file."
+)
+_SEMANTIC = flags.DEFINE_string(
+  "semantic", None, "Workdir of the network that gives the scores."
+)
+_LOCALIZATION = flags.DEFINE_string(
+  "localization", None, "Workdir of the network that gives the boxes."
+)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default the newest.")
+_IMAGES = flags.DEFINE_string(
+  "images", None, "A file, a folder or a glob of PNG, JPEG or TIFF images."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for what is found.")
+_EXPLAIN = flags.DEFINE_bool(
+  "explain", False, "Also <stem>_explain.png: each instance's votes."
+)
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
+_LARGE = 2**26  # pixels from which on a TIFF is read piece by piece
+
+
+def main(argv):
+  """Predicts the flags' images; exits with 1 if any could not be read."""
+  if len(argv) > 1:
+    raise app.UsageError(
+      f"unexpected arguments: {argv[1:]}; quote a glob: --images='*.png'."
+    )
+  from experiments import common
+  from fcrn_jax.predictor import Predictor
+
+  common.start()
+  try:
+    files = find_images(_IMAGES.value)
+    predictor = Predictor.load(
+      _WORKDIR.value,
+      semantic=_SEMANTIC.value,
+      localization=_LOCALIZATION.value,
+      step=_STEP.value,
+    )
+    failed = predict_files(predictor, files, _OUTPUT.value, _EXPLAIN.value)
+  except ValueError as error:
+    logging.debug("traceback", exc_info=True)
+    sys.exit(f"error: {error}")
+  print(f"{len(files) - len(failed)} images predicted into {_OUTPUT.value}")
+  if failed:
+    sys.exit(f"{len(failed)} files failed: {', '.join(failed[:20])}")
+
+
+def find_images(pattern: str) -> dict[str, pathlib.Path]:
+  """Files by the stem of their outputs; equal stems get their suffix too."""
+  path = pathlib.Path(pattern).expanduser()
+  if path.is_dir():
+    paths = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES]
+  else:
+    paths = [pathlib.Path(p) for p in glob.glob(str(path), recursive=True)]
+  paths = sorted(p for p in paths if p.is_file() and p.name[0] != ".")
+  if not paths:
+    raise ValueError(
+      f"no images at {pattern}; expected a file, a folder or a quoted glob of"
+      f" {', '.join(_SUFFIXES)}."
+    )
+  stems = collections.Counter(p.stem for p in paths)
+  named = {
+    p.stem if stems[p.stem] == 1 else p.name.replace(".", "_"): p for p in paths
+  }
+  if len(named) < len(paths):
+    raise ValueError(
+      f"files in different folders at {pattern} have the same name; predict"
+      " one folder at a time."
+    )
+  return named
+
+
+def read(path: pathlib.Path):
+  """The image of a file, uint8 RGB; large TIFFs and .npy stay on the disk."""
+  import tifffile
+
+  from fcrn_jax.data import folder
+
+  if path.suffix.lower() == ".npy":
+    return np.load(path, mmap_mode="r")
+  if path.suffix.lower() in (".tif", ".tiff"):
+    try:
+      image = tifffile.memmap(path, mode="r")
+    except ValueError:  # compressed, or no TIFF at all
+      return folder.load_image(path)
+    if image.dtype == np.uint8 and image.size >= _LARGE:
+      return image
+  return folder.load_image(path)
+
+
+def predict_files(predictor, files, output, explain: bool) -> list[str]:
+  """Predicts files by stem into a folder; returns those that failed.
+
+  Threads read what comes next and write what is done.
+  """
+  from tqdm import tqdm
+
+  from fcrn_jax import checkpoint
+  from fcrn_jax.predictor import read_ahead
+
+  output = pathlib.Path(output)
+  output.mkdir(parents=True, exist_ok=True)
+  rows, failed, writing = [], [], collections.deque()
+  size = predictor.batch_size
+
+  def read_or_reason(item):
+    try:
+      return *item, read(item[1])
+    except (ValueError, OSError) as error:
+      return *item, error
+
+  def finish(until):
+    while len(writing) > until:
+      rows.extend(writing.popleft().result())
+
+  batch = []
+  bar = tqdm(total=len(files), desc="predict", unit="image")
+  with ThreadPoolExecutor(4) as pool, bar:
+    for stem, path, image in read_ahead(
+      read_or_reason, files.items(), 2 * size
+    ):
+      if isinstance(image, Exception):
+        tqdm.write(f"skipped {path}: {image}", file=sys.stderr)
+        failed.append(str(path))
+        bar.update()
+      else:
+        batch.append((stem, path, image))
+      if len(batch) == size:
+        _predict_batch(predictor, batch, output, explain, pool, writing, failed)
+        bar.update(len(batch))
+        batch = []
+        finish(4 * size)
+    _predict_batch(predictor, batch, output, explain, pool, writing, failed)
+    bar.update(len(batch))
+    finish(0)
+  checkpoint.write_json(output / "predictions.json", rows)
+  return failed
+
+
+def _predict_batch(predictor, batch, output, explain, pool, writing, failed):
+  """Predicts one batch and hands its results to the writing threads."""
+  from fcrn_jax.predictor import check_image
+
+  sound = []
+  for stem, path, image in batch:
+    try:
+      check_image(image)
+      sound.append((stem, image))
+    except ValueError as error:
+      print(f"skipped {path}: {error}", file=sys.stderr)
+      failed.append(str(path))
+  if len(sound) == 1:
+    results = [predictor(sound[0][1], progress=True)]
+  else:
+    results = predictor.predict_batch([image for _, image in sound])
+  for (stem, image), result in zip(sound, results, strict=True):
+    if result.truncated:
+      print(f"{stem}: more instances than max_instances", file=sys.stderr)
+    picture = predictor.explain(image) if explain else None
+    writing.append(pool.submit(_write, result, output, stem, picture))
+
+
+def _write(result, output, stem, picture):
+  from fcrn_jax import visualize
+
+  result.save(output, stem)
+  if picture is not None:
+    visualize.save(output / f"{stem}_explain.png", picture)
+  return result.to_coco(int(stem) if stem.isdigit() else stem)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["images", "output"])
+  app.run(main)

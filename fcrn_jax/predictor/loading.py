@@ -1,0 +1,170 @@
+"""Networks from workdirs, ready to be applied to uint8 images."""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from fcrn_jax import checkpoint, instances, models
+from fcrn_jax.types import Array, Preprocessing
+
+PathLike = str | os.PathLike
+
+
+def create_model(config: ConfigDict) -> models.FCRN:
+  """The network of a config whose categories are filled in."""
+  if not config.categories:
+    raise ValueError(
+      "config.categories is empty; training fills it in from the data set."
+    )
+  number = len(config.categories)
+  sizes = {"semantic": number + 1, "boxes": number}
+  return models.create(
+    config.model.name,
+    {head: sizes[head] for head in config.model.heads},
+    stride_in_1x1=config.model.stride_in_1x1,
+    batch_norm=config.model.batch_norm,
+    dtype=jnp.dtype(config.model.dtype),
+    remat=config.model.remat,
+    dropout=config.model.dropout,
+    classifier_width=config.model.classifier_width,
+    box_unit=config.model.box_unit,
+    width=config.model.width,
+  )
+
+
+class Network:
+  """One workdir's network, on as many devices as a batch divides among."""
+
+  def __init__(self, config, variables):
+    self.config = config
+    self.model = create_model(config)
+    self._preprocessing = Preprocessing(**config.preprocessing.to_dict())
+    self._variables = {1: variables}
+
+  def __call__(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
+    """The heads' outputs, see models.FCRN."""
+    devices = jax.local_devices()
+    if len(devices) == 1 or len(images) % len(devices):
+      return _apply(self.model, self._preprocessing, self._variables[1], images)
+    mesh = Mesh(np.array(devices), ("batch",))
+    if len(devices) not in self._variables:
+      everywhere = NamedSharding(mesh, PartitionSpec())
+      self._variables[len(devices)] = jax.device_put(
+        self._variables[1], everywhere
+      )
+    shared = NamedSharding(mesh, PartitionSpec("batch"))
+    return _apply(
+      self.model,
+      self._preprocessing,
+      self._variables[len(devices)],
+      jax.device_put(images, shared),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(model, preprocessing, variables, images):
+  # Not a closure of the variables, which would become constants of the
+  # program; and a second predictor of the same network compiles nothing.
+  return model.apply(variables, preprocessing(images), train=False)
+
+
+class Loaded(NamedTuple):
+  """Networks of one or two workdirs, joined."""
+
+  apply_fn: Callable[[Array], dict[str, Array]]
+  stride: int
+  config: ConfigDict
+  workdir: str  # whose thresholds and settings count
+  source: str
+  step: int
+  trained_on: list[dict[str, Any]]
+
+
+def load_networks(
+  semantic: PathLike | None, localization: PathLike | None, step: int | None
+) -> Loaded:
+  """Scores from one workdir, boxes from another or the same.
+
+  The settings of the workdir that gives the boxes count.
+  """
+  workdirs = {"semantic": semantic, "boxes": localization}
+  networks, steps = {}, {}
+  for path in dict.fromkeys(map(str, filter(None, workdirs.values()))):
+    config, variables, steps[path] = checkpoint.restore_for_inference(
+      path, step
+    )
+    networks[path] = Network(config, variables)
+  chosen = {
+    head: networks[str(path)]
+    for head, path in workdirs.items()
+    if path is not None and head in networks[str(path)].config.model.heads
+  }
+  if "semantic" not in chosen:
+    raise ValueError(
+      f"no network gives scores (semantic={semantic}); pass semantic=WORKDIR of"
+      " one trained with the head 'semantic', and the box network as"
+      " localization=."
+    )
+  first, last = chosen["semantic"], chosen.get("boxes", chosen["semantic"])
+  _check_alike(first.config, last.config)
+
+  def apply_fn(images):
+    outputs = {network: network(images) for network in {*chosen.values()}}
+    return {head: outputs[net][head] for head, net in chosen.items()}
+
+  return Loaded(
+    apply_fn,
+    min(network.model.stride for network in chosen.values()),
+    last.config,
+    str(localization or semantic),
+    " and ".join(networks),
+    max(steps.values()),
+    [_training_set(network.config.data) for network in networks.values()],
+  )
+
+
+def _training_set(config):
+  path = config.path or None
+  return {"name": config.name, "split": config.train_split, "path": path}
+
+
+def _check_alike(a, b):
+  """Two networks must see the same image and mean the same categories."""
+  for name, first, second in (
+    ("categories", a.categories, b.categories),
+    ("data.input_scale", a.data.input_scale, b.data.input_scale),
+    ("data.normalize", a.data.get("normalize"), b.data.get("normalize")),
+  ):
+    if first != second:
+      raise ValueError(
+        f"config.{name} is {first} in the semantic network and {second} in the"
+        " localization network; they must be equal. Retrain one of them."
+      )
+
+
+def fill(kind, config: ConfigDict, extra: Mapping[str, Any] | None = None):
+  """Options of that kind from a part of a config and what overrides it."""
+  values = {**config.to_dict(), **(extra or {})}
+  known = kind.__annotations__
+  unknown = sorted(values.keys() - known.keys())
+  if unknown:
+    raise ValueError(f"unknown settings {unknown}; expected {[*known]}.")
+  return kind(**values)
+
+
+def instance_options(
+  workdir: PathLike, config: ConfigDict
+) -> instances.Options:
+  """The config's settings with those that experiments.tune found."""
+  path = pathlib.Path(workdir) / "thresholds.json"
+  tuned = checkpoint.read_json(path)["instances"] if path.is_file() else {}
+  return fill(instances.Options, config.instances, tuned)
