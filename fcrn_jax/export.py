@@ -1,0 +1,191 @@
+"""One file that holds networks and grouping: any image size, any device.
+
+The file is a zip of `metadata.json`, `weights.safetensors` and two programs
+of jax.export for cpu, cuda and tpu, whose batch and image size are symbolic:
+
+  network.jaxexport   (weights, images) -> outputs of the heads, see models
+  segment.jaxexport   (weights, images, sizes) -> category map and instances
+
+`weights` is the dict of the safetensors file, `images` are uint8 RGB, `b H W
+3` with H and W multiples of metadata["multiple"], `sizes` int32 `b 2` the part
+(height, width) of each that is not padding. To run a file, neither the models
+nor Flax are needed, and without this library jax and safetensors are enough.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flatbuffers  # noqa: F401  jax.export needs it to write and to read
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax import export as jax_export
+from jaxtyping import UInt8
+
+from fcrn_jax.types import Array
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+FORMAT = 1
+FILL = (124, 117, 104)  # mean RGB: padding, as in training
+
+
+class Artefact:
+  """An exported file, loaded.
+
+  Attributes:
+    metadata: categories, preprocessing, settings, versions; see
+      predictor.artefact.
+  """
+
+  def __init__(self, metadata: dict[str, Any], weights, network, segment):
+    self.metadata = metadata
+    # Uncommitted, so that they go where the images are.
+    self._weights = jax.tree.map(jnp.asarray, weights)
+    self._network = jax.jit(network.call)
+    self._segment = jax.jit(segment.call)
+
+  def network(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
+    """The heads' outputs; H and W are multiples of metadata["multiple"]."""
+    return self._network(self._weights, images)
+
+  def call(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
+    """Category map and instances of images of any one size.
+
+    Returns, for images of the network's scale: semantic b H W (0 =
+    background), confidence b H W, and with a box head labels b r H W (index
+    of the instance that a pixel belongs to, or -1), classes b m (1 ... C),
+    scores b m, boxes b m 4 (y0 x0 y1 x1), valid b m, truncated b.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+      raise ValueError(
+        f"images are {images.dtype} of shape {images.shape}; expected uint8 of"
+        " shape (b, H, W, 3)."
+      )
+    count, height, width, _ = images.shape
+    multiple = self.metadata["multiple"]
+    padded = [-(-n // multiple) * multiple for n in (height, width)]
+    canvas = np.empty((count, *padded, 3), np.uint8)
+    canvas[:] = FILL
+    canvas[:, :height, :width] = images
+    sizes = np.tile(np.int32([height, width]), (count, 1))
+    out = self._segment(self._weights, canvas, sizes)
+    for name in ("semantic", "confidence", "labels"):
+      if name in out:
+        out[name] = out[name][..., :height, :width]
+    return out
+
+
+def save(
+  path: str | os.PathLike,
+  network_fn: Callable[[Any, Array], Mapping[str, Array]],
+  segment_fn: Callable[[Mapping[str, Array], Array], Mapping[str, Array]],
+  weights: Mapping[str, Any],
+  multiple: int,
+  metadata: Mapping[str, Any],
+) -> None:
+  """Writes the file, complete or not at all.
+
+  Args:
+    path: of the file.
+    network_fn: (weights, images) -> outputs of the heads.
+    segment_fn: (outputs, sizes) -> flat dict of the results.
+    weights: nested dict of arrays.
+    multiple: what image sizes must be multiples of.
+    metadata: JSON values that go along.
+  """
+  flat = {key: np.asarray(value) for key, value in _flatten(weights)}
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), flat)
+  b, h, w = jax_export.symbolic_shape("b, h, w")
+  size = (b, multiple * h, multiple * w, 3)
+  images = jax.ShapeDtypeStruct(size, jnp.uint8)
+  sizes = jax.ShapeDtypeStruct((b, 2), jnp.int32)
+
+  def network(flat, images):
+    return dict(network_fn(_unflatten(flat), images))
+
+  def segment(flat, images, sizes):
+    return dict(segment_fn(network(flat, images), sizes))
+
+  export = functools.partial(jax_export.export, platforms=PLATFORMS)
+  programs = {
+    "network": export(jax.jit(network))(shapes, images),
+    "segment": export(jax.jit(segment))(shapes, images, sizes),
+  }
+  metadata = {
+    **metadata,
+    "format": FORMAT,
+    "multiple": multiple,
+    "platforms": PLATFORMS,
+    "jax": jax.__version__,
+  }
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+      archive.writestr("metadata.json", json.dumps(metadata, indent=2))
+      archive.writestr("weights.safetensors", safetensors.numpy.save(flat))
+      for name, program in programs.items():
+        archive.writestr(f"{name}.jaxexport", bytes(program.serialize()))
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> Artefact:
+  """Loads a file of `save`; ValueError names one that is none, or is cut."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      metadata = json.loads(archive.read("metadata.json"))
+      weights = safetensors.numpy.load(archive.read("weights.safetensors"))
+      programs = [
+        archive.read(f"{name}.jaxexport") for name in ("network", "segment")
+      ]
+  except (
+    KeyError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError,
+  ) as error:  # fmt: skip
+    raise ValueError(
+      f"{path} is no whole file of experiments.export: {error!r}."
+    ) from error
+  if metadata.get("format") != FORMAT:
+    raise ValueError(
+      f"{path} is of format {metadata.get('format')}; this library reads"
+      f" {FORMAT}. Export it again."
+    )
+  try:
+    network, segment = (
+      jax_export.deserialize(bytearray(program)) for program in programs
+    )
+  except Exception as error:  # whatever jaxlib raises; the cause is shown
+    raise ValueError(
+      f"{path} was exported by JAX {metadata['jax']}, which JAX"
+      f" {jax.__version__} does not read: {error}. Export it again."
+    ) from error
+  return Artefact(metadata, weights, network, segment)
+
+
+def _flatten(tree, prefix=""):
+  """("a/b/c", array) of nested dicts."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _flatten(value, f"{prefix}{key}/")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _unflatten(flat):
+  tree: dict[str, Any] = {}
+  for key, value in flat.items():
+    *parents, leaf = key.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = value
+  return tree
