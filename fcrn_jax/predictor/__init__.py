@@ -20,12 +20,11 @@ from jaxtyping import UInt8
 
 from fcrn_jax import inference, instances
 from fcrn_jax.data import transforms
-from fcrn_jax.predictor import grouping, loading
-from fcrn_jax.predictor.loading import create_model
+from fcrn_jax.predictor import grouping
 from fcrn_jax.predictor.result import Result
 from fcrn_jax.types import Array
 
-__all__ = ["Predictor", "Result", "create_model"]
+__all__ = ["Predictor", "Result"]
 
 Image = UInt8[Array, "..."]  # H W 3 RGB or H W gray
 
@@ -73,6 +72,7 @@ class Predictor:
     self.source = source
     self.step = step
     self.trained_on = tuple(trained_on)
+    self._networks = None
 
   @classmethod
   def load(
@@ -102,13 +102,16 @@ class Predictor:
     if path is not None and not pathlib.Path(path).exists():
       raise ValueError(f"{path} does not exist; pass a workdir or a file.")
     if path is not None and pathlib.Path(path).is_file():
-      from fcrn_jax import export
+      from fcrn_jax.predictor import artefact
 
-      return export.load_predictor(path)
+      return cls(**artefact.load(path)._asdict())
+    # Only here, so that an exported file needs neither models nor Flax.
+    from fcrn_jax.predictor import loading
+
     if path is not None:
       semantic = localization = path
     loaded = loading.load_networks(semantic, localization, step)
-    return cls(
+    predictor = cls(
       loaded.apply_fn,
       loaded.stride,
       loaded.config.categories,
@@ -120,6 +123,22 @@ class Predictor:
       step=loaded.step,
       trained_on=loaded.trained_on,
     )
+    predictor._networks = loaded.networks
+    return predictor
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes one file, for `load`, with the networks and these settings.
+
+    See fcrn_jax.export for what it holds. Only of what came from workdirs.
+    """
+    from fcrn_jax.predictor import artefact
+
+    if self._networks is None:
+      raise ValueError(
+        f"{path} cannot be written: the networks are not of a workdir; use"
+        " fcrn_jax.export.save for networks of your own."
+      )
+    artefact.save(path, self, self._networks)
 
   @property
   def stride(self) -> float:

@@ -24,7 +24,7 @@ from fcrn_jax.predictor.result import Evidence, Result
 from fcrn_jax.types import Array
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
   """Arrays of one image, or of a batch with a leading axis."""
 
   semantic: UInt8[Array, "*b H W"]
@@ -82,10 +82,10 @@ def group_one(
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _group(maps, sizes, options, stride, with_owners, mesh) -> _Found:
+def _group(maps, sizes, options, stride, with_owners, mesh) -> Found:
   def batch(maps, sizes, options):
     return jax.vmap(
-      lambda m, size: _group_image(m, size, options, stride, with_owners)
+      lambda m, size: group_image(m, size, options, stride, with_owners)
     )(maps, sizes)
 
   if mesh is None:
@@ -102,14 +102,24 @@ def _group(maps, sizes, options, stride, with_owners, mesh) -> _Found:
   )(maps, sizes, options)
 
 
-def _group_image(maps, size, options, stride, with_owners):
-  height, width = maps.probs.shape[:2]
-  canvas = (math.ceil(height * stride), math.ceil(width * stride))
+def group_image(
+  maps: Maps,
+  size: Int[Array, "2"],
+  options: instances.Options,
+  stride: float,
+  with_owners: bool = False,
+) -> Found:
+  """What is found in one image of `size`, on the canvas of its maps."""
+  canvas = maps.probs.shape[:2]
+  if stride != 1:
+    whole = isinstance(stride, int)  # as for export, whose sizes are symbolic
+    canvas = [n * stride if whole else math.ceil(n * stride) for n in canvas]
+  canvas = tuple(canvas)
   upsampled = masks_lib.upsample(maps.probs, canvas, stride)
   semantic = jnp.argmax(upsampled, axis=-1).astype(jnp.uint8)
   confidence = upsampled.max(axis=-1).astype(jnp.float16)
   if maps.boxes is None:
-    return _Found(semantic, confidence, None, None)
+    return Found(semantic, confidence, None, None)
   voters = without_padding(maps.probs, size, stride)
   found = instances.find(voters, maps.boxes, options, size, stride)
   labels = masks_lib.assign(
@@ -117,7 +127,7 @@ def _group_image(maps, size, options, stride, with_owners):
   )
   if not with_owners:
     found = found._replace(owners=None)
-  return _Found(semantic, confidence, labels, found)
+  return Found(semantic, confidence, labels, found)
 
 
 def without_padding(
@@ -133,7 +143,7 @@ def without_padding(
   return jnp.where(inside, probs, background)
 
 
-def _result(found: _Found, image, stride, categories) -> Result:
+def _result(found: Found, image, stride, categories) -> Result:
   """One image's arrays, cropped, without instances that got no pixel."""
   height, width = image.shape[:2]
   semantic, confidence = (

@@ -38,6 +38,7 @@ def create_model(config: ConfigDict) -> models.FCRN:
     classifier_width=config.model.classifier_width,
     box_unit=config.model.box_unit,
     width=config.model.width,
+    caffe_pool=config.model.get("caffe_pool", False),
   )
 
 
@@ -47,24 +48,27 @@ class Network:
   def __init__(self, config, variables):
     self.config = config
     self.model = create_model(config)
-    self._preprocessing = Preprocessing(**config.preprocessing.to_dict())
+    self.preprocessing = Preprocessing(**config.preprocessing.to_dict())
     self._variables = {1: variables}
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """The network's weights and statistics."""
+    return self._variables[1]
 
   def __call__(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
     """The heads' outputs, see models.FCRN."""
     devices = jax.local_devices()
     if len(devices) == 1 or len(images) % len(devices):
-      return _apply(self.model, self._preprocessing, self._variables[1], images)
+      return _apply(self.model, self.preprocessing, self.variables, images)
     mesh = Mesh(np.array(devices), ("batch",))
     if len(devices) not in self._variables:
       everywhere = NamedSharding(mesh, PartitionSpec())
-      self._variables[len(devices)] = jax.device_put(
-        self._variables[1], everywhere
-      )
+      self._variables[len(devices)] = jax.device_put(self.variables, everywhere)
     shared = NamedSharding(mesh, PartitionSpec("batch"))
     return _apply(
       self.model,
-      self._preprocessing,
+      self.preprocessing,
       self._variables[len(devices)],
       jax.device_put(images, shared),
     )
@@ -87,6 +91,7 @@ class Loaded(NamedTuple):
   source: str
   step: int
   trained_on: list[dict[str, Any]]
+  networks: dict[str, Network]  # by head
 
 
 def load_networks(
@@ -129,6 +134,7 @@ def load_networks(
     " and ".join(networks),
     max(steps.values()),
     [_training_set(network.config.data) for network in networks.values()],
+    chosen,
   )
 
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from fcrn_jax import checkpoint, data, evaluation, models, visualize
 from fcrn_jax.data import pipeline
-from fcrn_jax.predictor import Predictor, create_model
+from fcrn_jax.predictor import Predictor
+from fcrn_jax.predictor.loading import create_model
 from fcrn_jax.training import optimizer, parallel, step, writers
 from fcrn_jax.types import Preprocessing
 
@@ -47,10 +48,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
 
 def load_split(config: ConfigDict, which: str):
   """The data set's `train` or `val` split as the config names it."""
-  options = {"on_error": config.data.on_error}
   num_images = config.data[f"num_{which}"]
-  if num_images:
-    options["num_images"] = num_images
+  options = {"num_images": num_images} if num_images else {}
+  if config.data.on_error != "raise":
+    options["on_error"] = config.data.on_error
   return data.load(
     config.data.name,
     split=config.data[f"{which}_split"],

@@ -1,0 +1,218 @@
+"""A predictor as one file, and back; and a workdir's weights with a card.
+
+Needs the models only to write: what is read runs by itself.
+"""
+
+import datetime
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+import fcrn_jax
+from fcrn_jax import boxes as boxes_lib
+from fcrn_jax import export, inference, instances
+from fcrn_jax.predictor import grouping
+from fcrn_jax.types import Array
+
+if TYPE_CHECKING:
+  from fcrn_jax.predictor import Predictor
+
+
+class Loaded(NamedTuple):
+  """The arguments of a Predictor."""
+
+  apply_fn: Callable[[Array], Mapping[str, Array]]
+  network_stride: int
+  categories: tuple[str, ...]
+  views: inference.Options
+  options: instances.Options
+  input_scale: float
+  normalize: bool
+  source: str
+  step: int
+  trained_on: list[dict[str, Any]]
+
+
+def load(path: str | os.PathLike) -> Loaded:
+  """A predictor's parts from a file of Predictor.save."""
+  artefact = export.load(path)
+  saved = artefact.metadata
+  views = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in saved["views"].items()
+  }
+  return Loaded(
+    artefact.network,
+    saved["stride"],
+    tuple(saved["categories"]),
+    inference.Options(**views),
+    instances.Options(**saved["options"]),
+    saved["input_scale"],
+    saved["normalize"],
+    str(path),
+    saved["step"],
+    saved["trained_on"],
+  )
+
+
+def save(
+  path: str | os.PathLike,
+  predictor: "Predictor",
+  networks: Mapping[str, Any],
+) -> None:
+  """Writes the file; `networks` are loading.Network by head."""
+  strides = {network.model.stride for network in networks.values()}
+  if len(strides) > 1:
+    raise ValueError(
+      f"the networks have strides {sorted(strides)}; a file needs networks of"
+      " one stride."
+    )
+  (stride,) = strides
+  distinct = {"+".join(_heads(net, networks)): net for net in networks.values()}
+
+  def network_fn(weights, images):
+    outputs = {}
+    for name, network in distinct.items():
+      out = network.model.apply(
+        weights[name], network.preprocessing(images), train=False
+      )
+      outputs |= {head: out[head] for head in _heads(network, networks)}
+    return outputs
+
+  def segment_fn(outputs, sizes):
+    return segment(outputs, sizes, predictor.options, stride)
+
+  metadata = {
+    "stride": stride,
+    "categories": predictor.categories,
+    "input_scale": predictor.input_scale,
+    "normalize": predictor.normalize,
+    "views": predictor.views._asdict(),
+    "options": {
+      name: value if isinstance(value, str) else jnp.asarray(value).item()
+      for name, value in vars(predictor.options).items()
+    },
+    "step": predictor.step,
+    "trained_on": predictor.trained_on,
+    "networks": {name: card(net) for name, net in distinct.items()},
+    "fcrn_jax": fcrn_jax.__version__,
+    "date": datetime.date.today().isoformat(),
+  }
+  export.save(
+    path,
+    network_fn,
+    segment_fn,
+    {name: network.variables for name, network in distinct.items()},
+    stride,
+    metadata,
+  )
+
+
+def segment(
+  outputs: Mapping[str, Array],
+  sizes: Int[Array, "b 2"],
+  options: instances.Options,
+  stride: int,
+) -> dict[str, Array]:
+  """Steps 3 to 6 for outputs of one view; also where sizes are symbolic.
+
+  As Predictor does it: cells beyond an image repeat its last ones.
+  """
+
+  def one(outputs, size):
+    maps = _maps(outputs, -(-size // stride), stride)
+    found = grouping.group_image(maps, size, options, stride)
+    flat = {"semantic": found.semantic, "confidence": found.confidence}
+    if found.hypotheses is not None:
+      hypotheses = found.hypotheses._asdict()
+      del hypotheses["owners"]
+      flat |= {"labels": found.labels, **hypotheses}
+    return flat
+
+  return jax.vmap(one)(dict(outputs), sizes)
+
+
+def _maps(
+  outputs: Mapping[str, Float[Array, "h w ..."]],
+  cells: Int[Array, "2"],
+  stride: int,
+) -> inference.Maps:
+  """Probabilities and absolute boxes of one image that has `cells` cells."""
+
+  def repeat(values):
+    for axis in range(2):
+      index = jnp.minimum(jnp.arange(values.shape[axis]), cells[axis] - 1)
+      values = jnp.take(values, index, axis)
+    return values
+
+  probs = jax.nn.softmax(outputs["semantic"])
+  if "boxes" not in outputs:
+    return inference.Maps(repeat(probs), None)
+  encoded = outputs["boxes"]
+  points = boxes_lib.cell_points(*encoded.shape[:2], stride, jnp)
+  boxes = boxes_lib.decode(encoded, points[:, :, None])
+  return inference.Maps(repeat(probs), repeat(boxes))
+
+
+def save_weights(
+  path: str | os.PathLike,
+  workdir: str | os.PathLike,
+  step: int | None = None,
+) -> None:
+  """Writes a workdir's weights to .safetensors, and its card beside it.
+
+  The card is also in the file's metadata; models.load_pretrained reads it.
+  """
+  from fcrn_jax import checkpoint
+  from fcrn_jax.models import pretrained
+  from fcrn_jax.predictor import loading
+
+  config, variables, step = checkpoint.restore_for_inference(workdir, step)
+  network = loading.Network(config, variables)
+  model = network.model
+  conventions = pretrained.Conventions(
+    network.preprocessing,
+    model.stride_in_1x1,
+    model.caffe_pool,
+    model.box_unit,
+  )
+  scores = {
+    file.stem: checkpoint.read_json(file)
+    for file in sorted(pathlib.Path(workdir).glob("eval_*.json"))
+  }
+  whole = {**card(network), "step": step, "scores": scores}
+  pretrained.write(path, variables, conventions, whole)
+  checkpoint.write_json(pathlib.Path(path).with_suffix(".json"), whole)
+
+
+def card(network: Any) -> dict[str, Any]:
+  """JSON values that say what a loading.Network is and how it was trained."""
+  model = network.model
+  spec = model.spec
+  return {
+    "name": spec.name,
+    "spec": {
+      "depth": spec.depth,
+      "stride": spec.stride,
+      "kernel": spec.kernel,
+      "dilation": spec.dilation,
+      "field_of_view": spec.field_of_view,
+    },
+    "heads": dict(model.heads),
+    "parameters": sum(
+      x.size for x in jax.tree.leaves(network.variables["params"])
+    ),
+    "categories": network.config.categories,
+    "preprocessing": network.preprocessing._asdict(),
+    "config": network.config.to_dict(),
+  }
+
+
+def _heads(network: Any, networks: Mapping[str, Any]) -> Sequence[str]:
+  """The heads that this network is asked for."""
+  return [head for head, other in networks.items() if other is network]
