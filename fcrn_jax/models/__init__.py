@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Mapping
 
+import flax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -177,7 +178,7 @@ def create(
     )
   return FCRN(
     spec=spec(name),
-    heads=heads,
+    heads=flax.core.FrozenDict(heads),  # hashable: a static argument of jit
     stride_in_1x1=stride_in_1x1,
     batch_norm=batch_norm,
     dtype=dtype,
