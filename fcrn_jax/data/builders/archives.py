@@ -12,8 +12,9 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import scipy.io
 from tqdm import tqdm
 
 _EXTRACTED = "extracted"
@@ -136,6 +137,18 @@ def _merge(source: pathlib.Path, target: pathlib.Path) -> None:
       _merge(entry, target / entry.name)
     else:
       os.replace(entry, target / entry.name)
+
+
+def read_matlab(file: pathlib.Path, variable: str, archive: Archive) -> Any:
+  """A variable of a .mat file; ValueError names a file that is broken."""
+  try:
+    with open(file, "rb") as stream:
+      return scipy.io.loadmat(stream, variable_names=[variable])[variable]
+  except Exception as error:  # scipy raises whatever the bytes lead to
+    raise ValueError(
+      f"{variable} cannot be read from {file} ({error}); extract "
+      f"{archive.file} again."
+    ) from None
 
 
 def instructions(

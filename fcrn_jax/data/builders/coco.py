@@ -145,7 +145,8 @@ def _find_annotations(
         return where / f"{stem}.json"
   if official in SPLITS:
     archive = ARCHIVES[f"annotations_trainval{official[-4:]}"]
-    return archives.find(root, archive, HELP) / f"instances_{official}.json"
+    archive = archive._replace(marker=f"instances_{official}.json")
+    return archives.find(root, archive, HELP) / archive.marker
   raise ValueError(
     f"no json file of split {split!r} in {root} or {root / 'annotations'} "
     f"(tried {', '.join(stems)}); name it with options={{'annotations': ...}}."

@@ -10,7 +10,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.io
 
 from fcrn_jax.data.builders import archives
 from fcrn_jax.data.functions import Functions
@@ -124,13 +123,7 @@ def _labels(context: pathlib.Path, key: str) -> dict[str, Any]:
 
 def read_context(file: pathlib.Path) -> np.ndarray:
   """The 59-category map, H W uint8, of an annotation's LabelMap."""
-  try:
-    numbers = scipy.io.loadmat(file, variable_names=["LabelMap"])["LabelMap"]
-  except Exception as error:  # scipy raises whatever the bytes lead to
-    raise ValueError(
-      f"{file} cannot be read as a LabelMap ({error}); extract "
-      f"{CONTEXT.file} again."
-    ) from None
+  numbers = archives.read_matlab(file, "LabelMap", CONTEXT)
   if numbers.max() > NUM_ALL:
     raise ValueError(
       f"{file} has label {numbers.max()}; expected 0 ... {NUM_ALL}."

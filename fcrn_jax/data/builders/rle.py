@@ -80,7 +80,7 @@ def decompress(text: str | bytes) -> list[int]:
 
 
 def from_polygon(
-  polygon: Sequence[float], height: int, width: int
+  polygon: Sequence[float | int], height: int, width: int
 ) -> Bool[Array, "H W"]:
   """The mask of one polygon x0 y0 x1 y1 ... in pixels.
 

@@ -19,9 +19,6 @@ import pathlib
 from collections.abc import Set
 from typing import Any, NamedTuple
 
-import numpy as np
-import scipy.io
-
 from fcrn_jax.data import folder
 from fcrn_jax.data.builders import archives
 from fcrn_jax.data.functions import Functions, number_instances
@@ -162,9 +159,10 @@ def read_sbd(cls: pathlib.Path, inst: pathlib.Path) -> dict[str, Any]:
   GTinst.Categories[k - 1] the category of each. ValueError names a file that
   cannot be read or whose parts do not fit.
   """
-  semantic = _struct(cls, "GTcls", "Segmentation")
-  numbers = _struct(inst, "GTinst", "Segmentation")
-  classes = _struct(inst, "GTinst", "Categories").ravel()
+  semantic = archives.read_matlab(cls, "GTcls", SBD)["Segmentation"][0, 0]
+  found = archives.read_matlab(inst, "GTinst", SBD)
+  numbers, classes = found["Segmentation"][0, 0], found["Categories"][0, 0]
+  classes = classes.ravel()
   if numbers.shape != semantic.shape or numbers.max() > len(classes):
     raise ValueError(
       f"{inst} is {numbers.shape} with instances up to {numbers.max()} and "
@@ -172,16 +170,3 @@ def read_sbd(cls: pathlib.Path, inst: pathlib.Path) -> dict[str, Any]:
       "sizes and a category for each instance. Extract benchmark.tgz again."
     )
   return {"semantic": semantic, **number_instances(numbers, classes)}
-
-
-def _struct(file: pathlib.Path, name: str, field: str) -> np.ndarray:
-  """One field of the 1 x 1 struct `name` in a .mat file."""
-  try:
-    return scipy.io.loadmat(file, variable_names=[name])[name][field][0, 0]
-  except FileNotFoundError:
-    raise ValueError(f"{file} does not exist.") from None
-  except Exception as error:  # scipy raises whatever the bytes lead to
-    raise ValueError(
-      f"{file} cannot be read as SBD's {name}.{field} ({error}); extract "
-      "benchmark.tgz again."
-    ) from None
