@@ -10,8 +10,16 @@ from typing import Any
 
 
 def is_prepared(path: Any) -> bool:
-  """Whether a directory holds data that shards.prepare or a builder wrote."""
+  """Whether a directory holds data that shards.prepare or a builder wrote.
+
+  ValueError if it was cut off.
+  """
   path = pathlib.Path(path).expanduser()
-  return all(
-    (path / name).is_file() for name in ("dataset_info.json", "metadata.json")
-  )
+  if (path / "dataset_info.json").is_file():
+    return (path / "metadata.json").is_file()
+  if path.is_dir() and any(path.glob(".*.array_record.json")):
+    raise ValueError(
+      f"{path} holds data whose preparation is unfinished; run the same "
+      "experiments.prepare_data again, it goes on where it stopped."
+    )
+  return False

@@ -160,14 +160,7 @@ class Prepared:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     index = range(len(self))[index]
-    try:
-      fields = tf_example_pb2.Example.FromString(self._source[index])
-    except Exception as error:  # array_record and protobuf raise their own
-      raise ValueError(
-        f"record {index} ({self.ids[index]}) of {self.path}, split "
-        f"{self.split} cannot be read ({error}); prepare the data again."
-      ) from None
-    fields = fields.features.feature
+    fields = self._fields(index)
     file = io.BytesIO(fields["image"].bytes_list.value[0])
     file.name = f"{self.path} {self.split} {self.ids[index]}"
     example = {
@@ -189,8 +182,21 @@ class Prepared:
 
   def image_file(self, index: int) -> bytes:
     """The bytes of an example's image file."""
-    example = tf_example_pb2.Example.FromString(self._source[index])
-    return example.features.feature["image"].bytes_list.value[0]
+    return self._fields(index)["image"].bytes_list.value[0]
+
+  def _fields(self, index: int) -> Mapping[str, Any]:
+    """The features of a record."""
+    reason = "empty"  # what a truncated shard gives, without an error
+    try:
+      example = tf_example_pb2.Example.FromString(self._source[index])
+      if "image" in example.features.feature:
+        return example.features.feature
+    except Exception as error:  # array_record and protobuf raise their own
+      reason = str(error)
+    raise ValueError(
+      f"record {index} ({self.ids[index]}) of {self.path}, split {self.split}, "
+      f"cannot be read ({reason}); prepare the data again, with --overwrite."
+    )
 
 
 def _instructions(

@@ -1,0 +1,308 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcrn_jax import data
+from fcrn_jax.data import pipeline
+from fcrn_jax.data.builders import records, shards
+from tests.builder_fixtures import (
+  OBJECTS,
+  photo,
+  write_coco,
+  write_lines,
+  write_palette,
+)
+
+COMMAND = (sys.executable, "-m", "experiments.prepare_data")
+
+
+def write_folder(root, number, split="train"):
+  """A folder in VOC layout whose images differ in kind."""
+  (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
+  names = [f"{split}{k}" for k in range(number)]
+  for k, name in enumerate(names):
+    Image.fromarray(photo(k)).save(root / "JPEGImages" / f"{name}.jpg")
+    write_palette(
+      root / "SegmentationClass" / f"{name}.png", OBJECTS.clip(0, 2)
+    )
+    write_palette(root / "SegmentationObject" / f"{name}.png", OBJECTS)
+  write_lines(root / "labels.txt", ["background", "cat", "dog"])
+  write_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt", names)
+  return root
+
+
+def load(root, split="train"):
+  return data.load("folder", split, root)
+
+
+def assert_same(found, expected):
+  assert len(found) == len(expected) and found.ids == expected.ids
+  for attribute in ("name", "split", "categories", "background"):
+    assert getattr(found, attribute) == getattr(expected, attribute)
+  assert found.has_instances == expected.has_instances
+  for index in range(len(expected)):
+    one, other = found[index], expected[index]
+    assert one.keys() == other.keys()
+    for key, value in other.items():
+      np.testing.assert_array_equal(one[key], value, err_msg=key)
+      assert key == "id" or one[key].dtype == value.dtype, key
+
+
+def times(directory):
+  return {f.name: f.stat().st_mtime_ns for f in directory.glob("*record-*")}
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+  monkeypatch.setattr(shards, "_PER_SHARD", 2)
+
+
+def test_instance_ids_as_colours():
+  ids = np.array([[0, 1, 255], [256, 65535, 65536 * 3 + 256 * 2 + 1]], np.int32)
+  colours = records.to_rgb(ids)
+  assert colours[1, 2].tolist() == [1, 2, 3]
+  assert colours[0, 2].tolist() == [255, 0, 0]
+  np.testing.assert_array_equal(records.from_rgb(colours), ids)
+
+
+def test_prepared_data_equal_the_folder(tmp_path, small_shards):
+  root, out = write_folder(tmp_path / "in", 5), tmp_path / "out"
+  shards.prepare({"train": load(root)}, out)
+  assert sorted(times(out)) == [
+    f"folder-train.array_record-{k:05d}-of-00003" for k in range(3)
+  ]
+  assert_same(load(out), load(root))
+  # The name in the config may stay as it was, and nothing is lost with -1.
+  assert load(out)[-1]["id"] == "train4"
+  with pytest.raises(ValueError, match=r"no split 'val'; expected .*train"):
+    load(out, "val")
+  with pytest.raises(IndexError):
+    load(out)[5]
+
+
+def test_every_kind_of_image_comes_back_pixel_for_pixel(tmp_path):
+  rgb, gray = photo(0), photo(1)[..., 0]
+  rgba = np.dstack([rgb, gray])
+  deep = gray.astype(np.uint16) * 200
+  turned = Image.Exif()
+  turned[0x0112] = 6
+  root = tmp_path / "in"
+  images = {
+    "jpeg.jpg": (Image.fromarray(rgb), {}),
+    "gray.jpg": (Image.fromarray(gray), {}),
+    "rgb.png": (Image.fromarray(rgb), {}),
+    "gray8.png": (Image.fromarray(gray), {}),
+    "rgba.png": (Image.fromarray(rgba), {}),
+    "palette.png": (Image.fromarray(rgb).quantize(16), {}),
+    "clear.png": (Image.fromarray(gray), {"transparency": 3}),
+    "deep.png": (Image.fromarray(deep), {}),
+    "tiff.tif": (Image.fromarray(deep), {}),
+    "cmyk.jpg": (Image.fromarray(rgb).convert("CMYK"), {}),
+    "exif.jpg": (Image.fromarray(rgb), {"exif": turned}),
+  }
+  (root / "JPEGImages").mkdir(parents=True)
+  for name, (image, options) in images.items():
+    image.save(root / "JPEGImages" / name, **options)
+    labels = np.rot90(OBJECTS, -1) if name == "exif.jpg" else OBJECTS
+    write_palette(root / "SegmentationClass" / f"{name[:-4]}.png", labels)
+  write_lines(root / "labels.txt", ["background", "a", "b", "c"])
+  ids = [name[:-4] for name in images]
+  write_lines(root / "ImageSets" / "Segmentation" / "train.txt", ids)
+  out = tmp_path / "out"
+  shards.prepare({"train": load(root)}, out)
+  assert_same(load(out), load(root))
+  found = {k: load(out).image_file(i) for i, k in enumerate(ids)}
+  kept = {
+    name[:-4]
+    for name in images
+    if (root / "JPEGImages" / name).read_bytes() == found[name[:-4]]
+  }
+  assert kept == {"jpeg", "gray", "rgb", "gray8"}
+  # tfds's own decoding agrees.
+  import tensorflow_datasets as tfds
+
+  source = tfds.builder_from_directory(out).as_data_source("train")
+  for index in range(len(ids)):
+    np.testing.assert_array_equal(
+      source[index]["image"], load(root)[index]["image"], err_msg=ids[index]
+    )
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path, small_shards, monkeypatch):
+  root, out = write_folder(tmp_path / "in", 6), tmp_path / "out"
+  encode = records.encode
+
+  def cut(dataset, index):
+    if index == 3:
+      raise KeyboardInterrupt
+    return encode(dataset, index)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(records, "encode", cut)
+    with pytest.raises(KeyboardInterrupt):
+      shards.prepare({"train": load(root)}, out)
+  before = times(out)
+  assert list(before) == ["folder-train.array_record-00000-of-00003"]
+  assert not list(out.glob(".tmp*")), "a half-written shard is left"
+  with pytest.raises(ValueError, match="unfinished"):
+    load(out)  # not taken for prepared data
+  # As if a process had been killed with SIGKILL in the middle.
+  (out / ".tmp-1-folder-train.array_record-00001-of-00003").write_bytes(b"x")
+  shards.prepare({"train": load(root)}, out)
+  assert times(out).items() >= before.items()
+  assert not list(out.glob(".tmp*"))
+  assert_same(load(out), load(root))
+
+
+def test_a_finished_run_is_not_repeated_and_splits_add_up(tmp_path):
+  root, out = write_folder(tmp_path / "in", 3), tmp_path / "out"
+  write_folder(root, 2, "val")
+  shards.prepare({"train": load(root)}, out)
+  before = times(out)
+  shards.prepare({"train": load(root)}, out)
+  assert times(out) == before
+  shards.prepare({"val": load(root, "val")}, out)
+  assert times(out).items() > before.items()
+  for split in ("train", "val"):
+    assert_same(load(out, split), load(root, split))
+
+
+def test_other_data_are_refused_unless_overwritten(tmp_path):
+  root, out = write_folder(tmp_path / "in", 3), tmp_path / "out"
+  shards.prepare({"train": load(root)}, out)
+  other = write_folder(tmp_path / "other", 4)
+  with pytest.raises(ValueError, match="other data of split 'train'"):
+    shards.prepare({"train": load(other)}, out)
+  assert_same(load(out), load(root))
+  shards.prepare({"train": load(other)}, out, overwrite=True)
+  assert_same(load(out), load(other))
+  write_lines(other / "labels.txt", ["background", "cat", "cow"])
+  with pytest.raises(ValueError, match=r"other categories \(\['cat', 'dog'\]"):
+    shards.prepare({"val": load(other)}, out)
+
+
+def test_processes_write_the_same(tmp_path, small_shards):
+  root = write_folder(tmp_path / "in", 5)
+  for number in (1, 2):
+    out = tmp_path / str(number)
+    shards.prepare({"train": load(root)}, out, processes=number)
+    assert_same(load(out), load(root))
+    assert len(times(out)) == 3
+
+
+def test_bad_images_stop_the_run_or_are_left_out(
+  tmp_path, small_shards, caplog
+):
+  root, out = write_folder(tmp_path / "in", 5), tmp_path / "out"
+  files = [root / "JPEGImages" / f"train{k}.jpg" for k in range(5)]
+  whole = files[0].read_bytes()
+  for k in (0, 3):
+    files[k].write_bytes(files[k].read_bytes()[:300])
+  with pytest.raises(ValueError, match=r"train0\.jpg cannot be read"):
+    shards.prepare({"train": load(root)}, out)
+  # The first shard holds train0 alone, the others two each.
+  with pytest.raises(ValueError, match=r"train0 \.\.\. train0 .* can be read"):
+    shards.prepare({"train": load(root)}, out, on_error="skip")
+  files[0].write_bytes(whole)
+  expected = ["train0", "train1", "train2", "train4"]
+  shards.prepare({"train": load(root)}, out, on_error="skip")
+  assert "skipped 1 of 5 images" in caplog.text
+  assert load(out).ids == expected
+  assert [load(out)[k]["id"] for k in range(4)] == expected
+  # Resuming reads the ids of what is there.
+  os.remove(out / "folder-train.array_record-00000-of-00003")
+  shards.prepare({"train": load(root)}, out, on_error="skip")
+  assert load(out).ids == expected
+  with pytest.raises(ValueError, match="expected 'raise' or 'skip'"):
+    shards.prepare({"train": load(root)}, out, on_error="ignore")
+
+
+def test_missing_and_broken_shards_are_named(tmp_path, small_shards):
+  root, out = write_folder(tmp_path / "in", 4), tmp_path / "out"
+  shards.prepare({"train": load(root)}, out)
+  file = out / "folder-train.array_record-00001-of-00002"
+  content = file.read_bytes()
+  file.write_bytes(content[: len(content) // 2])
+  dataset = load(out)
+  assert dataset[1]["id"] == "train1"
+  with pytest.raises(ValueError, match=r"record 2 \(train2\) of .*prepare the"):
+    dataset[2]
+  file.unlink()
+  with pytest.raises(ValueError, match="00001-of-00002 is missing"):
+    load(out)
+
+
+def test_training_reads_either(tmp_path):
+  root, out = write_folder(tmp_path / "in", 6), tmp_path / "out"
+  shards.prepare({"train": load(root)}, out)
+  options = pipeline.PipelineOptions(crop=(16, 16), batch_size=2, stride=4)
+  streams = [
+    pipeline.train_batches(load(path), options, seed=3) for path in (root, out)
+  ]
+  for _ in range(4):
+    one, other = (next(stream) for stream in streams)
+    for key in one:
+      np.testing.assert_array_equal(one[key], other[key])
+  for stream in streams:
+    stream.close()
+
+
+def test_the_command_prepares_a_folder_and_a_coco_json(tmp_path):
+  folder = write_folder(tmp_path / "in", 3)
+  write_folder(folder, 2, "val")
+  some = {
+    "id": 1, "image_id": 1, "category_id": 18, "iscrowd": 0,
+    "segmentation": [[1, 1, 9, 1, 9, 9]],
+  }  # fmt: skip
+  file = write_coco(tmp_path / "coco", [some], split="mine")
+  for arguments, name, splits in (
+    ([f"--data={folder}"], "folder", ("train", "val")),
+    (
+      [f"--data={file}", f"--images={tmp_path / 'coco/images'}"],
+      "coco", ("mine",),
+    ),
+  ):  # fmt: skip
+    out = tmp_path / "out" / name
+    done = subprocess.run(
+      [*COMMAND, *arguments, f"--output={out}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    path = file if name == "coco" else folder
+    for split in splits:
+      assert_same(data.load(name, split, out), data.load(name, split, path))
+      assert f"{split}: " in done.stdout
+  assert json.loads((out / "metadata.json").read_text())["ids"] == {
+    "mine": ["000000000001"]
+  }
+
+
+def test_the_command_says_what_is_missing(tmp_path):
+  arguments = [f"--data={tmp_path}", f"--output={tmp_path / 'out'}"]
+  done = subprocess.run(
+    [*COMMAND, *arguments, "--name=voc2012_sbd"], capture_output=True, text=True
+  )
+  assert done.returncode == 1
+  assert "VOCtrainval_11-May-2012.tar" in done.stderr
+  assert "minutes" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_prepared_nuclei(tmp_path, real_data):
+  dataset = data.load("folder", "val", real_data / "nuclei")
+  number = 8
+  some = data.Functions(
+    dataset.ids[:number],
+    lambda key: dataset.image_file(dataset.ids.index(key)),
+    lambda key: dataset[dataset.ids.index(key)],
+    dataset.categories,
+    name="folder",
+    split="val",
+    path=dataset.path,
+  )
+  shards.prepare({"val": some}, tmp_path / "out")
+  assert_same(load(tmp_path / "out", "val"), some)
+  assert max(some[k]["instances"].max() for k in range(number)) > 50
