@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
   config.data.input_scale = 1.0  # the network sees images at this scale
   config.data.aspect = 0.0  # these: see data.pipeline.PipelineOptions
   config.data.flip = True  # [A] p = 0.5, left-right
-  config.data.symmetries = False  # the eight of the square
+  config.data.rot90 = False  # quarter turns
   config.data.rotation = 0.0
   config.data.elastic = 0.0
   config.data.normalize = False

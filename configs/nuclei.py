@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
   config.data.crop = (192, 192)
   config.data.scale = (0.7, 1.4)
   config.data.input_scale = 2.0
-  config.data.symmetries = True
+  config.data.rot90 = True
   config.data.normalize = True
   config.data.gamma = 0.3
   config.data.cache = True

@@ -66,7 +66,7 @@ class Checkpointer:
   def __init__(self, workdir: PathLike, max_to_keep: int = 2):
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
     options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
-    self._manager = ocp.CheckpointManager(directory, options=options)
+    self._manager = _open(directory, options)
 
   @property
   def latest_step(self) -> int | None:
@@ -136,9 +136,7 @@ def restore_for_inference(
   directory = pathlib.Path(workdir).absolute() / "checkpoints"
   steps = []
   if directory.is_dir():
-    manager = ocp.CheckpointManager(
-      directory, options=ocp.CheckpointManagerOptions(read_only=True)
-    )
+    manager = _open(directory, ocp.CheckpointManagerOptions(read_only=True))
     steps = sorted(manager.all_steps())
   if not steps or (step is not None and step not in steps):
     wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
@@ -158,6 +156,19 @@ def restore_for_inference(
   )
   manager.close()
   return config, dict(restored.variables), step
+
+
+def _open(directory, options):
+  """The manager; told its handlers, it can read shapes before restoring."""
+  return ocp.CheckpointManager(
+    directory,
+    options=options,
+    item_handlers={
+      "variables": ocp.StandardCheckpointHandler(),
+      "training": ocp.StandardCheckpointHandler(),
+      "data": ocp.JsonCheckpointHandler(),
+    },
+  )
 
 
 def verify(

@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 from fcrn_jax import models
+from fcrn_jax.data import pipeline
 
 PLAIN = ("default", "shapes", "nuclei", "folder")
 TABLES = [f"table{n}" for n in range(1, 8)]
@@ -27,6 +28,14 @@ def test_plain_configs_are_locked_and_complete(name):
   models.spec(config.model.name)
   with pytest.raises(AttributeError, match="Did you mean"):
     config.optim.lrr = 1
+
+
+def test_data_settings_are_those_of_the_pipeline():
+  settings = set(importlib.import_module("configs.default").get_config().data)
+  settings -= {"name", "path", "train_split", "val_split"}
+  settings -= {"num_train", "num_val"}
+  known = set(pipeline.PipelineOptions._fields)
+  assert settings == known - {"stride", "batch_size", "fill"}
 
 
 @pytest.mark.parametrize(("name", "row"), list(rows()))
