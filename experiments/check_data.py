@@ -49,10 +49,13 @@ def main(argv):
       stamp = check.refuse_leak(train, test, _ALLOW.value)
       print(json.dumps(stamp))
       return 0
-    report = check.examine(name, _DATA.value, _SPLIT.value, options)
+    report = check.examine(
+      *check.open_splits(name, _DATA.value, _SPLIT.value, options)
+    )
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
+  print(f"{name}  {_DATA.value}\n")
   print(check_report.text(report))
   output = pathlib.Path(_OUTPUT.value)
   output.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ KINDS = {
     "take it out of one of them: scores on a seen image mean nothing.",
   ),
   "twice": (
-    "warning", "the same image twice in one split",
+    "warning", "images that are there twice",
     "drop one; it counts twice.",
   ),
   "void": (
@@ -80,12 +80,10 @@ _SPLITS = {
 
 
 class Report(NamedTuple):
-  """What `examine` found: data sets by split, inspections by image id."""
+  """What `examine` found: data sets and inspections by split."""
 
-  name: str
-  path: str
   datasets: dict[str, Any]
-  images: dict[str, Inspection]
+  images: dict[str, list[Inspection]]  # in the order of the data set
   problems: list[Problem]
 
   @property
@@ -98,6 +96,12 @@ class Report(NamedTuple):
     """Names of labels 0 ... C."""
     some = next(iter(self.datasets.values()), None)
     return (some.background, *some.categories) if some else ()
+
+  @property
+  def seen(self) -> set[int]:
+    """All labels that occur."""
+    every = (image for images in self.images.values() for image in images)
+    return set().union(*(image.pixels for image in every))
 
 
 def leaked(train_ids: Iterable[str], test_ids: Iterable[str]) -> list[str]:
@@ -175,65 +179,88 @@ def splits_of(name: str, path: Any) -> list[str]:
       n.removeprefix("instances_") for n in names
       if n.startswith("instances_")
     ] or names  # fmt: skip
+  if name not in _SPLITS:
+    raise ValueError(
+      f"data set {name!r} has no files to look at; expected 'folder', 'coco' "
+      f"or one of {sorted(_SPLITS)}."
+    )
   return list(_SPLITS[name])
 
 
-def examine(
+def open_splits(
   name: str,
   path: Any,
   splits: Sequence[str] = (),
   options: Mapping[str, Any] | None = None,
-) -> Report:
-  """Reads all images of the splits (all there are, if none is named)."""
-  problems, datasets = [], {}
+) -> tuple[dict[str, Any], list[Problem]]:
+  """The data sets of the splits (all, if none is named) that can be opened.
+
+  And what is wrong with the others, or missing in these.
+  """
+  options, datasets, problems = dict(options or {}), {}, []
+  kind = "absent" if options.get("partial") else "missing"
+  if name == "folder" and not builders.is_prepared(path):
+    options["on_error"] = "skip"
   for split in splits or splits_of(name, path):
     try:
-      datasets[split] = _load(name, split, path, dict(options or {}))
+      datasets[split] = data.load(name, split, path, options)
+      problems += _missing(datasets[split])
     except ValueError as error:
-      partial = bool(options) and options.get("partial", False)
-      kind = "absent" if partial else "missing"
       problems.append(Problem(kind, split, str(error)))
-      continue
-    for message in getattr(datasets[split], "skipped", ()):
-      problems.append(Problem("missing", split, message))
-  jobs = {}
-  for dataset in datasets.values():
-    for index, key in enumerate(dataset.ids):
-      jobs.setdefault(key, (dataset, index))
+  return datasets, problems
+
+
+def examine(
+  datasets: Mapping[str, Any], problems: Sequence[Problem] = ()
+) -> Report:
+  """Reads all images of data sets by split; adds to `problems`."""
+  problems = list(problems)
+  jobs, images = {}, {}
+  for split, dataset in datasets.items():
+    # VOC and SBD label the same image differently.
+    labels = split if dataset.name == "voc2012_sbd" else ""
+    images[split] = [(labels, key) for key in dataset.ids]
+    for index, job in enumerate(images[split]):
+      jobs.setdefault(job, (dataset, index))
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = pool.map(lambda job: inspect(*job), jobs.values())
     bar = tqdm(found, total=len(jobs), unit="image", desc="check")
-    images = dict(zip(jobs, bar, strict=True))
-  for image in images.values():
+    done = dict(zip(jobs, bar, strict=True))
+  for image in done.values():
     problems += image.problems
-  lists = {split: dataset.ids for split, dataset in datasets.items()}
-  problems += _compare(lists, images, name in _SPLITS)
-  report = Report(name, str(path), datasets, images, problems)
-  some = next(iter(datasets.values()), None)
-  if isinstance(some, folder.Folder):
-    problems += _unlisted(some, lists) + _no_categories(report)
+  images = {
+    split: [done[job] for job in some] for split, some in images.items()
+  }
+  report = Report(dict(datasets), images, problems)
+  problems += _compare(report)
+  if not report.seen - {0, IGNORE} and report.seen:
+    message = f"All maps hold nothing but {sorted(report.seen)}."
+    problems.append(Problem("range", "all", message))
+  if any(isinstance(d, folder.Folder) for d in datasets.values()):
+    problems += _unlisted(datasets.values())
   return report
 
 
-def _no_categories(report: Report) -> list[Problem]:
-  """One problem if all maps that can be read are without any category."""
-  seen = set().union(*(image.pixels for image in report.images.values()))
-  if not seen or seen - {0, IGNORE}:
+def _missing(dataset: Any) -> list[Problem]:
+  """The images that a folder's list has and that lack a file."""
+  if not isinstance(dataset, folder.Folder):
     return []
-  return [Problem("range", "all", f"All maps hold nothing but {sorted(seen)}.")]
+  there = set(dataset.ids)
+  listed = folder.read_split(dataset.path, dataset.split)
+  missing = [key for key in listed if key not in there]
+  return [
+    Problem("missing", key, message)
+    for key, message in zip(missing, dataset.skipped, strict=True)
+  ]
 
 
-def _load(name: str, split: str, path: Any, options: dict[str, Any]) -> Any:
-  if name == "folder" and not builders.is_prepared(path):
-    options["on_error"] = "skip"
-  return data.load(name, split, path, options)
-
-
-def _unlisted(
-  dataset: folder.Folder, lists: Mapping[str, list[str]]
-) -> list[Problem]:
-  listed = {key for ids in lists.values() for key in ids}
-  files = sorted(f.stem for f in (dataset.path / "JPEGImages").iterdir())
+def _unlisted(datasets: Iterable[folder.Folder]) -> list[Problem]:
+  """One problem for all images of a folder that no list has."""
+  listed = set()
+  for dataset in datasets:
+    listed |= set(folder.read_split(dataset.path, dataset.split))
+  images = dataset.path / "JPEGImages"
+  files = sorted(file.stem for file in images.iterdir())
   alone = [key for key in files if key not in listed]
   if not alone:
     return []
@@ -242,13 +269,11 @@ def _unlisted(
   ]
 
 
-def _compare(
-  lists: Mapping[str, list[str]],
-  images: Mapping[str, Inspection],
-  official: bool,
-) -> list[Problem]:
+def _compare(report: Report) -> list[Problem]:
   """Images that are in two splits, or twice in one, by id or by content."""
   problems = []
+  lists = {split: d.ids for split, d in report.datasets.items()}
+  official = any(d.name in _SPLITS for d in report.datasets.values())
   for split, ids in lists.items():
     for key, count in collections.Counter(ids).items():
       if count > 1:
@@ -259,14 +284,21 @@ def _compare(
   for i, one in enumerate(names):
     for other in names[i + 1 :]:
       problems += _shared_ids(one, other, lists, official)
-  same = collections.defaultdict(list)
-  for key, image in images.items():
-    if image.digest:
-      same[image.digest].append(key)
-  for keys in same.values():
-    for i, key in enumerate(keys):
-      for twin in keys[i + 1 :]:
-        problems.append(_same_content(key, twin, lists))
+  same, where = collections.defaultdict(dict), collections.defaultdict(set)
+  for split, images in report.images.items():
+    for image in images:
+      where[image.key].add(split)
+      if image.digest:
+        same[image.digest][image.key] = True
+  for keys in map(list, same.values()):
+    for i, twin in enumerate(keys[1:], 1):
+      apart = [k for k in keys[:i] if not where[k] & where[twin]]
+      partner = (apart or keys)[0]
+      words = f"{partner} and {twin} have the same pixels"
+      splits = f"in {min(where[partner])} and in {min(where[twin])}"
+      # Official sets are as they are; their few doubles only deserve a note.
+      kind = "leak" if apart and not official else "twice"
+      problems.append(Problem(kind, partner, f"{words}, {splits}."))
   return problems
 
 
@@ -278,33 +310,15 @@ def _shared_ids(
   shared = sorted(a & b)
   if not shared:
     return []
-  message = f"{len(shared):,} images are in {one} and in {other}"
   if official or a <= b or b <= a:
-    return [
-      Problem(
-        "overlap",
-        shared[0],
-        f"{message}: never train on one and test on the other.",
-      )
-    ]
+    message = (
+      f"{len(shared):,} images are in {one} and in {other}: never train on one "
+      "and test on the other."
+    )
+    return [Problem("overlap", shared[0], message)]
   return [
     Problem("leak", key, f"{key} is in {one} and in {other}.") for key in shared
   ]
-
-
-def _same_content(
-  key: str, twin: str, lists: Mapping[str, list[str]]
-) -> Problem:
-  where = [
-    {split for split, ids in lists.items() if k in ids} for k in (key, twin)
-  ]
-  words = f"{key} and {twin} have the same pixels"
-  if where[0] & where[1]:
-    inside = sorted(where[0] & where[1])[0]
-    return Problem("twice", key, f"{words}, both in {inside}.")
-  return Problem(
-    "leak", key, f"{words}, in {min(where[0])} and in {min(where[1])}."
-  )
 
 
 def likely_cause(seen: set[int], num_categories: int) -> str:

@@ -19,8 +19,7 @@ _SHOWN = 3  # examples of each kind of problem on the screen
 
 def text(report: check.Report) -> str:
   """What was found, for a screen."""
-  lines = [f"{report.name}  {report.path}", ""]
-  lines += _table(report)
+  lines = _table(report)
   by_kind = collections.defaultdict(list)
   for problem in report.problems:
     by_kind[problem.kind].append(problem)
@@ -33,8 +32,7 @@ def text(report: check.Report) -> str:
     if len(problems) > _SHOWN:
       lines.append(f"  ... and {len(problems) - _SHOWN} more")
     if kind == "range":
-      seen = set().union(*(image.pixels for image in report.images.values()))
-      remedy = check.likely_cause(seen, len(report.labels) - 1)
+      remedy = check.likely_cause(report.seen, len(report.labels) - 1)
     if remedy:
       lines.append(f"  -> {remedy}")
   errors = report.num_errors
@@ -45,8 +43,7 @@ def text(report: check.Report) -> str:
 def values(report: check.Report) -> dict[str, Any]:
   """The report as plain values; the findings are all in it."""
   return {
-    "name": report.name,
-    "path": report.path,
+    "paths": {s: str(d.path) for s, d in report.datasets.items()},
     "labels": list(report.labels),
     "errors": report.num_errors,
     "splits": {split: _totals(report, split) for split in report.datasets},
@@ -59,7 +56,7 @@ def values(report: check.Report) -> dict[str, Any]:
 
 def _totals(report: check.Report, split: str) -> dict[str, Any]:
   """Counts of a split: images, instances and pixels of each label."""
-  images = [report.images[key] for key in report.datasets[split].ids]
+  images = report.images[split]
   pixels, instances = collections.Counter(), collections.Counter()
   for image in images:
     pixels.update(image.pixels)
@@ -119,12 +116,12 @@ def plot(report: check.Report, path: pathlib.Path) -> None:
     )
   )
   width = 0.8 / max(len(totals), 1)
-  for place, (split, dataset) in enumerate(report.datasets.items()):
+  for place, split in enumerate(report.datasets):
     pixels = totals[split]["pixels_by_label"]
     shares = [pixels.get(k, 0) / max(sum(pixels.values()), 1) for k in labels]
     bars = np.arange(len(labels)) + width * place
     axes[0].bar(bars, shares, width, label=split)
-    images = [report.images[key] for key in dataset.ids]
+    images = report.images[split]
     counts = [len(image.areas) for image in images]
     sides = [area**0.5 for image in images for _, area in image.areas]
     sizes = [image.size[0] * image.size[1] for image in images if image.size]
@@ -151,16 +148,21 @@ def plot(report: check.Report, path: pathlib.Path) -> None:
 def picture(report: check.Report, path: pathlib.Path, number: int = 12) -> None:
   """The images with the gravest problems, labels drawn over, and why."""
   order = list(check.KINDS)
+  readers = {
+    key: (dataset, index)
+    for dataset in report.datasets.values()
+    for index, key in enumerate(dataset.ids)
+  }
   worst = {}
   for problem in sorted(report.problems, key=lambda p: order.index(p.kind)):
-    if problem.key in report.images:
+    if problem.key in readers:
       worst.setdefault(problem.key, []).append(problem)
   # Round robin over the kinds, so that each is seen.
   rank, seen = {}, collections.Counter()
   for key, problems in worst.items():
     rank[key] = (seen[problems[0].kind], order.index(problems[0].kind))
     seen[problems[0].kind] += 1
-  chosen = sorted(worst, key=rank.__getitem__)[:number] or list(report.images)
+  chosen = sorted(worst, key=rank.__getitem__) or list(readers)
   chosen = chosen[:number]
   columns = 4
   rows = -(-len(chosen) // columns) or 1
@@ -168,7 +170,7 @@ def picture(report: check.Report, path: pathlib.Path, number: int = 12) -> None:
   for axis in figure.subplots(rows, columns, squeeze=False).ravel():
     axis.axis("off")
   for axis, key in zip(figure.axes, chosen, strict=False):
-    tile = _tile(report, key)
+    tile = _tile(*readers[key])
     if tile is not None:
       axis.imshow(tile)
     kinds = dict.fromkeys(p.kind for p in worst.get(key, ()))
@@ -179,10 +181,8 @@ def picture(report: check.Report, path: pathlib.Path, number: int = 12) -> None:
   _save(figure, path)
 
 
-def _tile(report: check.Report, key: str) -> np.ndarray | None:
+def _tile(dataset: Any, index: int) -> np.ndarray | None:
   """The image with its labels in VOC's colours over it, what can be read."""
-  dataset = next(d for d in report.datasets.values() if key in d.ids)
-  index = dataset.ids.index(key)
   try:
     if not isinstance(dataset, folder.Folder):
       example = dataset[index]

@@ -1,0 +1,304 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcrn_jax import data
+from fcrn_jax.data import check, check_report, folder
+from fcrn_jax.data.builders import coco, shards, voc2012_sbd
+from fcrn_jax.data.inspection import palette
+from tests import damage
+from tests.builder_fixtures import (
+  IDS,
+  OBJECTS,
+  SHAPE,
+  photo,
+  write_cityscapes,
+  write_lines,
+  write_palette,
+  write_voc2012,
+)
+
+COMMAND = (sys.executable, "-m", "experiments.check_data")
+
+
+def examine(name, path, **options):
+  return check.examine(*check.open_splits(name, path, options=options))
+
+
+def findings(report, severity=None):
+  return {
+    (p.kind, p.key)
+    for p in report.problems
+    if severity is None or check.KINDS[p.kind][0] == severity
+  }
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory, real_data):
+  root = tmp_path_factory.mktemp("damaged") / "nuclei"
+  damage.copy(real_data / "nuclei", root, {"train": 30, "val": 6})
+  clean = examine("folder", root)
+  return root, clean, damage.damage(root)
+
+
+def test_sound_data_have_no_findings(damaged):
+  _, clean, _ = damaged
+  assert not findings(clean) and clean.num_errors == 0
+  assert "No errors." in check_report.text(clean)
+
+
+def test_every_planted_defect_is_found_and_nothing_else(damaged):
+  root, _, planted = damaged
+  assert len(planted) == 24
+  report = examine("folder", root)
+  assert findings(report) == set(planted)
+  kinds = {kind for kind, _ in planted}
+  assert kinds == set(check.KINDS) - {"overlap", "absent"}
+  text = check_report.text(report)
+  for kind in kinds:
+    assert check.KINDS[kind][1] in text
+  assert f"{report.num_errors} errors." in text
+  # Each finding names the file or the image.
+  for problem in report.problems:
+    assert problem.key in problem.message
+
+
+def test_the_command_writes_its_report_and_exits_with_1(damaged, tmp_path):
+  root, _, planted = damaged
+  out = tmp_path / "out"
+  done = subprocess.run(
+    [*COMMAND, f"--data={root}", f"--output={out}"],
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 1, done.stderr
+  assert "Traceback" not in done.stderr
+  values = json.loads((out / "report.json").read_text())
+  assert {(p["kind"], p["key"]) for p in values["problems"]} == set(planted)
+  for name in ("histograms.png", "worst.png"):
+    assert np.asarray(Image.open(out / name)).std() > 10
+  done = subprocess.run(
+    [*COMMAND, f"--data={tmp_path / 'nothing'}"], capture_output=True, text=True
+  )
+  assert done.returncode == 1 and "error: " in done.stderr
+
+
+# The likely cause.
+
+
+@pytest.mark.parametrize(
+  ("labels", "num_categories", "words"),
+  [
+    ([1, 2, 3], 2, "1-based ids"),
+    ([1, 3, 255], 2, "1-based ids"),
+    ([0, 1, 2, 3], 2, "is 0 void"),
+    ([0, 255], 1, "Masks saved as 0 and 255"),
+    ([0, 80, 160], 2, "multiples of 80"),
+    ([0, 38, 75, 113], 3, "palette read as RGB and turned into gray"),
+    ([0, 24000, 26001], 19, "category \\* 1000"),
+    ([0, 3, 7, 41], 3, "label list of other data"),
+  ],
+)
+def test_the_likely_cause_of_wrong_ids(labels, num_categories, words):
+  with pytest.raises(AssertionError, match=words):
+    raise AssertionError(check.likely_cause(set(labels), num_categories))
+
+
+def test_palette_is_vocs(real_data):
+  file = real_data / "voc2012_sample/VOCdevkit/VOC2012/SegmentationClass"
+  official = Image.open(next(file.iterdir())).getpalette()
+  assert palette().ravel().tolist() == official
+  assert palette()[[1, 15, 255]].tolist() == [
+    [128, 0, 0], [192, 128, 128], [224, 224, 192],
+  ]  # fmt: skip
+
+
+def write_folder(root, maps, objects=None):
+  (root / "JPEGImages").mkdir(parents=True)
+  names = [f"im{k}" for k in range(len(maps))]
+  for k, name in enumerate(names):
+    Image.fromarray(photo(k)).save(root / "JPEGImages" / f"{name}.png")
+    write_palette(root / "SegmentationClass" / f"{name}.png", maps[k])
+    if objects is not None:
+      write_palette(root / "SegmentationObject" / f"{name}.png", objects)
+  write_lines(root / "labels.txt", ["background", "cat", "dog"])
+  write_lines(root / "ImageSets" / "Segmentation" / "train.txt", names)
+  return root
+
+
+def test_binary_masks_of_255_are_explained(tmp_path):
+  masks = [np.where(OBJECTS > 0, 255, 0)] * 2
+  report = examine("folder", write_folder(tmp_path / "in", masks))
+  assert ("range", "all") in findings(report, "error")
+  assert "Masks saved as 0 and 255?" in check_report.text(report)
+
+
+def test_a_transposed_map_and_exif(tmp_path):
+  root = write_folder(tmp_path / "in", [OBJECTS.clip(max=2)] * 2)
+  write_palette(root / "SegmentationClass/im1.png", OBJECTS.T.clip(max=2))
+  report = examine("folder", root)
+  (problem,) = report.problems
+  assert (problem.kind, problem.key) == ("size", "im1")
+  assert "EXIF" in problem.message and "16 x 12" in problem.message
+
+
+def test_shares_and_counts(tmp_path):
+  # 16 + 12 + 15 pixels of objects 1, 2, 3 in categories 1, 2, 2.
+  semantic = OBJECTS.clip(max=2)
+  root = write_folder(tmp_path / "in", [semantic, semantic], OBJECTS)
+  report = examine("folder", root)
+  counts = np.bincount(OBJECTS.ravel())
+  values = check_report.values(report)["splits"]["train"]
+  assert values["images"] == 2 and values["instances"] == 6
+  assert values["instances_by_label"] == {1: 2, 2: 4}
+  assert values["pixels_by_label"] == {
+    0: 2 * counts[0], 1: 2 * counts[1], 2: 2 * (counts[2] + counts[3]),
+  }  # fmt: skip
+  assert values["sizes"] == [SHAPE, SHAPE]
+  text = check_report.text(report)
+  assert f"{counts[1] / OBJECTS.size:.3%}" in text
+
+
+def test_splits_within_each_other_are_no_error(tmp_path):
+  semantic = OBJECTS.clip(max=2)
+  root = write_folder(tmp_path / "in", [semantic] * 4)
+  lists = root / "ImageSets" / "Segmentation"
+  write_lines(lists / "small.txt", ["im0", "im1"])
+  write_lines(lists / "val.txt", ["im3"])
+  write_lines(lists / "train.txt", ["im0", "im1", "im2"])
+  report = examine("folder", root)
+  assert findings(report) == {("overlap", "im0")}
+  write_lines(lists / "val.txt", ["im2", "im3"])
+  report = examine("folder", root)
+  assert findings(report, "error") == {("leak", "im2")}
+
+
+def test_prepared_and_official_data_are_checked_too(tmp_path):
+  root = write_folder(tmp_path / "in", [OBJECTS.clip(max=2)] * 3)
+  dataset = data.load("folder", "train", root)
+  shards.prepare({"train": dataset}, tmp_path / "out")
+  assert check.guess_name(tmp_path / "out") == "folder"
+  report = examine("folder", tmp_path / "out")
+  assert not report.problems and len(report.images["train"]) == 3
+  shard = next((tmp_path / "out").glob("*record-*"))
+  shard.write_bytes(shard.read_bytes()[:100])
+  report = examine("folder", tmp_path / "out")
+  assert findings(report) == {("unreadable", f"im{k}") for k in range(3)}
+  city = tmp_path / "city"
+  name = write_cityscapes(city, np.full(SHAPE, 26), np.full(SHAPE, 26001))
+  assert check.guess_name(city) == "cityscapes"
+  report = examine("cityscapes", city, partial=True)
+  assert findings(report) == {("absent", "val")}
+  (city / f"gtFine/train/aachen/{name}_gtFine_labelIds.png").write_bytes(b"")
+  report = examine("cityscapes", city, partial=True)
+  assert ("unreadable", name) in findings(report, "error")
+
+
+def test_splits_of_voc_and_sbd_are_told_apart(tmp_path):
+  # The same image has VOC's categories in seg_val and SBD's in sbd_val; that
+  # official splits overlap is no error.
+  write_voc2012(tmp_path)
+  report = examine("voc2012_sbd", tmp_path, partial=True)
+  splits = check_report.values(report)["splits"]
+  assert splits["seg_val"]["instances_by_label"] == {12: 1, 15: 2}
+  assert splits["sbd_val"]["instances_by_label"] == {1: 2, 2: 2, 3: 2}
+  assert report.num_errors == 0
+  shared = [p.message for p in report.problems if p.kind == "overlap"]
+  assert any("in train_aug and in sbd_val" in message for message in shared)
+
+
+def test_two_functions_are_checked_too():
+  labels = {"semantic": OBJECTS, "instances": OBJECTS, "classes": [1, 2, 3]}
+  dataset = data.Functions(
+    ["a", "b"], lambda key: photo(ord(key)), lambda key: labels, (*"xyz",)
+  )
+  report = check.examine({"train": dataset})
+  assert not report.problems
+  labels["classes"] = [1, 2]
+  report = check.examine({"train": dataset})
+  assert findings(report) == {("unreadable", "a"), ("unreadable", "b")}
+
+
+def test_real_samples_are_sound(real_data):
+  expected = {
+    "voc2012_sample/VOCdevkit/VOC2012": (24, 67),
+    "coco_sample": (150, 1432),
+  }
+  for path, counts in expected.items():
+    path = real_data / path
+    report = examine(check.guess_name(path), path)
+    assert report.num_errors == 0
+    (totals,) = check_report.values(report)["splits"].values()
+    assert (totals["images"], totals["instances"]) == counts
+
+
+# Leaks.
+
+
+class Listed:
+  """A data set as far as refuse_leak looks at it."""
+
+  def __init__(self, ids, split, name="voc2012_sbd", path="a"):
+    self.ids, self.split, self.name, self.path = list(ids), split, name, path
+
+
+def test_the_10582_images_may_not_be_tested_on_sbd_val(real_data):
+  def listed(name, split):
+    return Listed((real_data / "lists" / name).read_text().split(), split)
+
+  train = listed("voc2012/train_aug.txt", "train_aug")
+  val = listed("sbd_instances/val.txt", "sbd_val")
+  with pytest.raises(ValueError, match="4,629 of the 5,732 images"):
+    check.refuse_leak(train, val)
+  assert check.refuse_leak(train, val, allow=True) == {
+    "train_split": "train_aug", "leaked_images": 4629, "test_images": 5732,
+    "leak_allowed": True,
+  }  # fmt: skip
+  # What the paper does: SBD train against SBD val, 10,582 against VOC val.
+  clean = listed("sbd_instances/train.txt", "sbd_train")
+  seg_val = listed("voc2012/val.txt", "seg_val")
+  for one, other in ((clean, val), (train, seg_val)):
+    stamp = check.refuse_leak(one, other)
+    assert stamp["leaked_images"] == 0 and not stamp["leak_allowed"]
+
+
+def test_ids_are_compared_where_they_mean_the_same():
+  def shared(train, test):
+    return check.refuse_leak(train, test, allow=True)["leaked_images"]
+
+  ids = ["2008_000001"]
+  voc = Listed(ids, "train")
+  assert shared(voc, Listed(ids, "val", "pascal_context", "b")) == 1
+  one = Listed(ids, "train", "folder", "a")
+  assert shared(one, Listed(ids, "val", "folder", "a")) == 1
+  assert shared(one, Listed(ids, "val", "folder", "b")) == 0
+  assert shared(one, Listed(ids, "val", "coco", "a")) == 0
+
+
+def test_the_command_refuses_a_leak(tmp_path):
+  write_voc2012(tmp_path)
+  command = [
+    *COMMAND, f"--data={tmp_path}", "--name=voc2012_sbd", "--partial",
+    "--train_split=train_aug", "--test_split=sbd_val",
+  ]  # fmt: skip
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert "1 of the 2 images of voc2012_sbd 'sbd_val'" in done.stderr
+  assert IDS[3] in done.stderr
+  done = subprocess.run(
+    [*command, "--allow_leak"], capture_output=True, text=True
+  )
+  assert done.returncode == 0
+  assert json.loads(done.stdout)["leak_allowed"] is True
+
+
+def test_names_are_guessed_or_asked_for(tmp_path):
+  with pytest.raises(ValueError, match="name the data set"):
+    check.guess_name(tmp_path)
+  assert check.guess_name(tmp_path / "x.json") == "coco"
+  assert check.splits_of("voc2012_sbd", tmp_path) == list(voc2012_sbd.SPLITS)
+  assert folder.VOC_LABELS[1:] == voc2012_sbd.CATEGORIES
+  assert set(coco.VOC_NAMES.values()) <= set(folder.VOC_LABELS)
