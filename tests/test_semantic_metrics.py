@@ -81,8 +81,13 @@ def test_absent_classes(absent_class, mean_iou, mean_accuracy):
 
 def test_presets():
   assert scores(MATRIX, VOC)["mean_iou"] == pytest.approx((3 / 4 + 1 / 3) / 4)
-  # Cityscapes leaves the background out, though its pixels still count.
+  # Cityscapes leaves out what never occurs; label 0 is road.
   result = scores(MATRIX, CITYSCAPES)
+  assert result["mean_iou"] == pytest.approx((3 / 4 + 1 / 3 + 0) / 3)
+
+
+def test_background_can_be_left_out_though_its_pixels_still_count():
+  result = semantic_scores(MATRIX, "nan_excluded", background=False)
   assert result["mean_iou"] == pytest.approx((1 / 3 + 0) / 2)
   assert np.isnan(result["iou"][0])
 

@@ -28,9 +28,9 @@ class SemanticProtocol(NamedTuple):
 
 # VOCevalseg: the mean is over all 21 classes, background included.
 VOC = SemanticProtocol("one_denominator", background=True)
-# cityscapesscripts: classes that never occur are left out of the mean, and
-# there is no background among the 19.
-CITYSCAPES = SemanticProtocol("nan_excluded", background=False)
+# cityscapesscripts: classes that never occur are left out of the mean. Labels
+# are the 19 train ids, so label 0 is road and counts.
+CITYSCAPES = SemanticProtocol("nan_excluded", background=True)
 
 Curve = Float[np.ndarray, "n"]
 
