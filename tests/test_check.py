@@ -62,6 +62,7 @@ def test_every_planted_defect_is_found_and_nothing_else(damaged):
   for kind in kinds:
     assert check.KINDS[kind][1] in text
   assert f"{report.num_errors} errors." in text
+  assert "turned into gray" in text and "stray values of a brush" in text
   # Each finding names the file or the image.
   for problem in report.problems:
     assert problem.key in problem.message
@@ -97,6 +98,7 @@ def test_the_command_writes_its_report_and_exits_with_1(damaged, tmp_path):
     ([0, 1, 2, 3], 2, "is 0 void"),
     ([0, 255], 1, "Masks saved as 0 and 255"),
     ([0, 80, 160], 2, "multiples of 80"),
+    ([0, 38], 1, "palette read as RGB and turned into gray"),
     ([0, 38, 75, 113], 3, "palette read as RGB and turned into gray"),
     ([0, 24000, 26001], 19, "category \\* 1000"),
     ([0, 3, 7, 41], 3, "label list of other data"),

@@ -321,6 +321,17 @@ def _shared_ids(
   ]
 
 
+def likely_causes(report: Report) -> list[str]:
+  """Why labels are out of range: one cause if most images are concerned."""
+  wrong = {p.key for p in report.problems if p.kind == "range"}
+  images = {i.key: i for some in report.images.values() for i in some}
+  top = len(report.labels) - 1
+  some = [set(images[key].pixels) for key in wrong if key in images]
+  if not some or 2 * len(some) > len(images):
+    some = [report.seen]
+  return sorted({likely_cause(labels, top) for labels in some})
+
+
 def likely_cause(seen: set[int], num_categories: int) -> str:
   """Why the labels `seen` are not 0 ... num_categories and 255."""
   labels = sorted(seen - {IGNORE})
@@ -342,14 +353,14 @@ def likely_cause(seen: set[int], num_categories: int) -> str:
       "(turn 0 into 255 and subtract 1 from the rest), or does labels.txt "
       "lack its first line, 'background'?"
     )
-  step = int(np.gcd.reduce(labels))
-  if step > 1 and max(labels) <= step * top:
-    return f"Labels are multiples of {step}, stretched to be seen: divide."
   if set(labels) <= set(gray[: max(top + 1, 21)]) | {gray[IGNORE]}:
     return (
       "Labels are the gray values of VOC's palette: a palette read as RGB and "
       "turned into gray. Read it as ids (PIL: without convert)."
     )
+  step = int(np.gcd.reduce(labels))
+  if step > 1 and max(labels) <= step * top:
+    return f"Labels are multiples of {step}, stretched to be seen: divide."
   if max(labels) > IGNORE:
     return (
       "Labels beyond 255: an instance map in the place of the category map, or "

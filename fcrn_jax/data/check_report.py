@@ -27,14 +27,14 @@ def text(report: check.Report) -> str:
     problems = by_kind.get(kind)
     if not problems:
       continue
-    lines.append(f"\n{severity.upper()}  {len(problems)} {title}")
+    lines.append(f"\n{severity.upper()}  {title}: {len(problems)}")
     lines += [f"  {problem.message}" for problem in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
       lines.append(f"  ... and {len(problems) - _SHOWN} more")
+    remedies = [remedy] if remedy else []
     if kind == "range":
-      remedy = check.likely_cause(report.seen, len(report.labels) - 1)
-    if remedy:
-      lines.append(f"  -> {remedy}")
+      remedies = check.likely_causes(report)[:_SHOWN]
+    lines += [f"  -> {words}" for words in remedies]
   errors = report.num_errors
   lines.append(f"\n{errors} errors." if errors else "\nNo errors.")
   return "\n".join(lines)

@@ -86,7 +86,7 @@ def _inspect_files(dataset: folder.Folder, index: int) -> Inspection:
         key,
         f"{semantic_file} has labels {wrong[:10].tolist()}"
         f"{' ...' if len(wrong) > 10 else ''} on "
-        f"{(~known).mean():.1%} of its pixels; labels.txt names 0 ... "
+        f"{(~known).sum():,} pixels; labels.txt names 0 ... "
         f"{num_categories}.",
       )
     )
