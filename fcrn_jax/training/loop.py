@@ -50,7 +50,7 @@ def load_split(config: ConfigDict, which: str):
   """The data set's `train` or `val` split as the config names it."""
   num_images = config.data[f"num_{which}"]
   options = {"num_images": num_images} if num_images else {}
-  if config.data.on_error != "raise":
+  if config.data.on_error != "raise" and config.data.name == "folder":
     options["on_error"] = config.data.on_error
   return data.load(
     config.data.name,
