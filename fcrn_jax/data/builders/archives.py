@@ -154,7 +154,10 @@ def read_matlab(file: pathlib.Path, variable: str, archive: Archive) -> Any:
 def instructions(
   title: str, page: str, archives: Iterable[Archive], time: str
 ) -> str:
-  """Where to get a data set's archives and how long all takes."""
+  """Where to get a data set's archives and how long all takes.
+
+  The times to prepare were measured on the samples, on a busy 4-core CPU.
+  """
   lines = [f"{title}: put these (or what they extract to) into one directory:"]
   for archive in archives:
     size = f"{archive.size / 1e9:.2f} GB" if archive.size else "size unknown"

@@ -47,8 +47,8 @@ HELP = archives.instructions(
   "Cityscapes",
   "https://www.cityscapes-dataset.com/downloads/ (login needed)",
   (IMAGES, FINE),
-  "At 100 Mbit/s 16 minutes to fetch, about 18 to prepare in one process, "
-  "5 in four.",
+  "At 100 Mbit/s 16 minutes to fetch, about 15 to prepare in one process, "
+  "4 in four.",
 )
 
 

@@ -66,8 +66,8 @@ HELP = archives.instructions(
   "COCO (annotations and images of one year)",
   "https://cocodataset.org/#download",
   ARCHIVES.values(),
-  "2017 at 100 Mbit/s: 27 minutes to fetch, about 45 to prepare in one "
-  "process, 12 in four.",
+  "2017 at 100 Mbit/s: 27 minutes to fetch, about 40 to prepare in one "
+  "process, 10 in four.",
 )
 
 

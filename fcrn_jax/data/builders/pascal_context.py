@@ -56,7 +56,7 @@ HELP = archives.instructions(
   "PASCAL-Context",
   "https://cs.stanford.edu/~roozbeh/pascal-context/",
   (VOC, CONTEXT),
-  "At 100 Mbit/s 2 minutes to fetch, about 4 to prepare in one process.",
+  "At 100 Mbit/s 2 minutes to fetch, about 1 to prepare.",
 )
 
 

@@ -49,7 +49,7 @@ HELP = archives.instructions(
   "VOC 2012 + SBD",
   "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
   (VOC, SBD),
-  "At 100 Mbit/s 5 minutes to fetch; all splits take about 7 minutes to "
+  "At 100 Mbit/s 5 minutes to fetch; all splits take about 5 minutes to "
   "prepare in one process, 2 in four.",
 )
 
