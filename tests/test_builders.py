@@ -385,6 +385,12 @@ def test_coco_errors_name_the_file_and_the_fix(tmp_path):
   file.write_text(json.dumps(content))
   with pytest.raises(ValueError, match="image 7, which the file does not list"):
     data.load("coco", "val", tmp_path, PARTIAL)
+  del content["annotations"][0]["segmentation"]
+  file.write_text(json.dumps(content))
+  with pytest.raises(
+    ValueError, match=r"an entry of annotations \(id 1\) lacks"
+  ):
+    data.load("coco", "val", tmp_path, PARTIAL)
   file.write_text("{}")
   with pytest.raises(ValueError, match=r"has no \['annotations'"):
     data.load("coco", "val", tmp_path, PARTIAL)

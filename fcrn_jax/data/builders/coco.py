@@ -94,24 +94,21 @@ def load(path: Any, split: str, options: Options) -> Functions:
   official = split if split in SPLITS else f"{split}{options.year}"
   file = _find_annotations(root, split, official, options)
   content = _read_json(file)
-  images = {i["id"]: i for i in content["images"]}
-  folder_path = _find_images(root, split, official, options, images)
-  keys = {
-    key: str(pathlib.PurePosixPath(image["file_name"]).with_suffix(""))
-    for key, image in images.items()
-  }
-  images = {keys[key]: image for key, image in images.items()}
-  if options.partial:
-    images = {
-      key: image
-      for key, image in images.items()
-      if (folder_path / image["file_name"]).is_file()
-    }
-  if file.name == f"instances_{official}.json":
+  is_official = file.name == f"instances_{official}.json"
+  names = [image["file_name"] for image in content["images"]]
+  folder_path = _find_images(
+    root, split, official if is_official else "", options, names
+  )
+  images = {}
+  for image in content["images"]:
+    if not options.partial or (folder_path / image["file_name"]).is_file():
+      key = pathlib.PurePosixPath(image["file_name"]).with_suffix("")
+      images[str(key)] = image
+  if is_official:
     archives.check_counts(
       "coco", official, len(images), SPLITS[official], options.partial
     )
-  table, names = _categories(content["categories"], options.categories)
+  table, categories = _categories(content["categories"], options.categories)
   return Functions(
     sorted(images),
     functools.partial(
@@ -120,9 +117,9 @@ def load(path: Any, split: str, options: Options) -> Functions:
     functools.partial(
       _labels,
       {k: (i["height"], i["width"]) for k, i in images.items()},
-      _by_image(content["annotations"], keys, images, table, file),
+      _by_image(content, images, table, file),
     ),
-    names,
+    categories,
     name="coco",
     split=split,
     path=root,
@@ -154,10 +151,15 @@ def _find_annotations(
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
-  """The file's content, with the three lists that a COCO json must have."""
+  """The file's content, with the lists and fields that it must have."""
+  needed = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id", "segmentation"),
+    "categories": ("id", "name"),
+  }
   try:
     content = json.loads(file.read_bytes())
-    missing = {"images", "annotations", "categories"} - set(content)
+    missing = set(needed) - set(content)
   except (OSError, ValueError, TypeError) as error:
     raise ValueError(f"{file} is no readable json: {error}") from None
   if missing:
@@ -165,6 +167,13 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
       f"{file} has no {sorted(missing)}; expected a COCO instances file with "
       "images, annotations and categories."
     )
+  for part, fields in needed.items():
+    for entry in content[part]:
+      if not all(field in entry for field in fields):
+        raise ValueError(
+          f"{file}: an entry of {part} (id {entry.get('id')}) lacks one of "
+          f"{fields}."
+        )
   return content
 
 
@@ -173,23 +182,28 @@ def _find_images(
   split: str,
   official: str,
   options: Options,
-  images: dict[Any, dict[str, Any]],
+  names: list[str],
 ) -> pathlib.Path:
   """The folder that holds the json's images."""
   base = root.parent if root.is_file() else root
   if options.images:
     return base / options.images
-  names = (official, f"images/{official}", split, f"images/{split}", "images")
-  places = [b / name for b in (base, base / "extracted") for name in names]
-  places += [base, base.parent / "images"]
-  some = [image["file_name"] for image in images.values()]
+  folders = [
+    f"{stem}{name}"
+    for name in (official, split)
+    if name
+    for stem in ("", "images/")
+  ]
+  folders += ["images", ""]
+  places = [b / name for b in (base, base / "extracted") for name in folders]
+  places.append(base.parent / "images")
   for place in places:
-    if some and any((place / name).is_file() for name in some):
+    if names and any((place / name).is_file() for name in names):
       return place
-  if official in SPLITS and not root.is_file():
-    return archives.find(root, ARCHIVES[official], HELP)
+  if official:
+    return archives.find(base, ARCHIVES[official], HELP)
   raise ValueError(
-    f"the images of the json (such as {some[:1]}) are in none of "
+    f"the images of the json (such as {names[:1]}) are in none of "
     f"{[str(p) for p in places]}; name the folder with "
     "options={'images': ...}."
   )
@@ -215,9 +229,8 @@ def _categories(
 
 
 def _by_image(
-  annotations: list[dict[str, Any]],
-  keys: dict[Any, str],
-  images: dict[str, Any],
+  content: dict[str, Any],
+  images: dict[str, dict[str, Any]],
   table: dict[int, int],
   file: pathlib.Path,
 ) -> dict[str, bytes]:
@@ -226,19 +239,22 @@ def _by_image(
   Bytes, since the whole of COCO as Python objects fills gigabytes, and goes
   to every worker process.
   """
-  grouped = {key: [] for key in images}
-  for annotation in annotations:
-    key = keys.get(annotation["image_id"])
-    if key is None:
+  grouped = {image["id"]: [] for image in content["images"]}
+  for annotation in content["annotations"]:
+    if annotation["image_id"] not in grouped:
       raise ValueError(
         f"{file}: annotation {annotation.get('id')} is of image "
         f"{annotation['image_id']}, which the file does not list."
       )
     category = table.get(annotation["category_id"])
-    crowd = bool(annotation.get("iscrowd", 0))
-    if key in grouped and category is not None:
-      grouped[key].append((category, crowd, annotation["segmentation"]))
-  return {key: json.dumps(some).encode() for key, some in grouped.items()}
+    if category is not None:
+      crowd = bool(annotation.get("iscrowd", 0))
+      found = (category, crowd, annotation["segmentation"])
+      grouped[annotation["image_id"]].append(found)
+  return {
+    key: json.dumps(grouped[image["id"]]).encode()
+    for key, image in images.items()
+  }
 
 
 def _image(folder_path: pathlib.Path, names: dict[str, str], key: str) -> str:
