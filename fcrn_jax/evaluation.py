@@ -175,7 +175,7 @@ def evaluate(
 
 def true_maps(
   example: Example,
-  stride: float,
+  stride: int | float,
   num_categories: int,
   with_boxes: bool = True,
 ) -> Maps:
@@ -210,7 +210,7 @@ def true_maps(
 
 
 def perfect_result(
-  example: Example, stride: float, options: instances.Options
+  example: Example, stride: int | float, options: instances.Options
 ) -> Result:
   """What the grouping makes of perfect maps: its own limit at that stride."""
   # Only the categories that are there, lest 80 box maps fill the memory.

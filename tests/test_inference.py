@@ -15,7 +15,7 @@ from fcrn_jax.inference import Options
 STRIDE = 4
 
 
-def _scene(height, width):
+def scene(height, width):
   """Two red, green rectangles with a margin; channel > 127 is the object."""
   image = np.zeros((height, width, 3), np.uint8)
   # Edges between cell centres, where a mirrored oracle sees the same.
@@ -26,7 +26,7 @@ def _scene(height, width):
   return image
 
 
-def _see(images, points_of=None):
+def see(images, points_of=None):
   """A perfect network of two categories: red objects and green ones.
 
   Finds each object's box in the very image it is given, so that it is right
@@ -80,8 +80,8 @@ VIEWS = {
 @pytest.mark.parametrize("name", VIEWS)
 def test_views_of_an_oracle_give_the_oracle_back(name, size):
   options = VIEWS[name]
-  image = _scene(*size)
-  maps = inference.predict_maps(_see, image, STRIDE, options)
+  image = scene(*size)
+  maps = inference.predict_maps(see, image, STRIDE, options)
   stride = STRIDE // options.shifts
   classes, boxes = _true_maps(image, stride)
   assert maps.probs.shape == (*classes.shape, 3)
@@ -270,10 +270,10 @@ def test_impossible_tiles_are_refused(options):
 
 
 def test_networks_of_two_strides_meet_on_the_finer_grid():
-  image = _scene(96, 128)
+  image = scene(96, 128)
 
   def two(images):
-    fine = _see(images)
+    fine = see(images)
     coarse = fine["semantic"][:, ::2, ::2]
     return {"semantic": coarse, "boxes": fine["boxes"]}
 
@@ -283,7 +283,7 @@ def test_networks_of_two_strides_meet_on_the_finer_grid():
   np.testing.assert_allclose(maps.boxes, boxes, atol=1e-4)
 
   def other(images):
-    fine = _see(images)
+    fine = see(images)
     points = box_algebra.cell_points(
       *(n // 8 for n in images.shape[1:3]), 8, np
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from fcrn_jax import inference, instances
 from fcrn_jax.data import transforms
@@ -26,7 +26,8 @@ from fcrn_jax.types import Array
 
 __all__ = ["Predictor", "Result"]
 
-Image = UInt8[Array, "..."]  # H W 3 RGB or H W gray
+# H W 3 RGB or H W gray, uint8; check_image tells callers what is wrong.
+Image = Shaped[Array, "..."]
 
 
 class Predictor:
@@ -141,10 +142,11 @@ class Predictor:
     artefact.save(path, self, self._networks)
 
   @property
-  def stride(self) -> float:
+  def stride(self) -> int | float:
     """Image pixels per cell of the maps."""
     cell = inference.map_stride(self._network_stride, self.views)
-    return cell / self.input_scale
+    stride = cell / self.input_scale
+    return int(stride) if stride == int(stride) else stride
 
   @property
   def batch_size(self) -> int:
@@ -230,7 +232,7 @@ class Predictor:
     return 0 < self.views.tile < longest
 
   def _one_batch(self, images, count):
-    inputs = [self._network_image(image) for image in images]
+    inputs = [inference.as_rgb(self._network_image(image)) for image in images]
     inputs += inputs[-1:] * (count - len(inputs))
     maps = inference.batch_maps(
       self._apply_fn, inputs, self._network_stride, self.views

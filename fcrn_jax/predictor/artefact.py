@@ -94,7 +94,7 @@ def save(
     "normalize": predictor.normalize,
     "views": predictor.views._asdict(),
     "options": {
-      name: value if isinstance(value, str) else jnp.asarray(value).item()
+      name: value.item() if hasattr(value, "item") else value
       for name, value in vars(predictor.options).items()
     },
     "step": predictor.step,

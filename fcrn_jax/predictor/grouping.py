@@ -37,7 +37,7 @@ def group_batch(
   maps: Maps,
   images: Sequence[UInt8[Array, "..."]],
   options: instances.Options,
-  stride: float,
+  stride: int | float,
   categories: tuple[str, ...],
   with_owners: bool = False,
 ) -> list[Result]:
@@ -67,12 +67,14 @@ def group_one(
   maps: Maps,
   image: UInt8[Array, "..."],
   options: instances.Options,
-  stride: float,
+  stride: int | float,
   categories: tuple[str, ...],
   with_owners: bool = False,
 ) -> Result:
   """The result of one image of any size from its own `h w` maps."""
-  pads = [(0, bucket(n) - n) for n in maps.probs.shape[:2]]
+  # To the cells that a batch of such images would have, where there are some.
+  unit = stride if 32 % stride == 0 else 1
+  pads = [(0, bucket(n * unit) // unit - n) for n in maps.probs.shape[:2]]
   padded = jax.tree.map(
     lambda x: np.pad(x, (*pads, *[(0, 0)] * (x.ndim - 2)), "edge")[None], maps
   )
@@ -106,7 +108,7 @@ def group_image(
   maps: Maps,
   size: Int[Array, "2"],
   options: instances.Options,
-  stride: float,
+  stride: int | float,
   with_owners: bool = False,
 ) -> Found:
   """What is found in one image of `size`, on the canvas of its maps."""
@@ -131,7 +133,7 @@ def group_image(
 
 
 def without_padding(
-  probs: Float[Array, "h w c"], size: Int[Array, "2"], stride: float
+  probs: Float[Array, "h w c"], size: Int[Array, "2"], stride: int | float
 ) -> Float[Array, "h w c"]:
   """Scores in which cells wholly beyond the image are background, surely."""
   inside = jnp.ones((), bool)
@@ -193,7 +195,7 @@ def _result(found: Found, image, stride, categories) -> Result:
 
 
 def draw_evidence(
-  maps: Maps, image: UInt8[Array, "..."], result: Result, stride: float,
+  maps: Maps, image: UInt8[Array, "..."], result: Result, stride: int | float,
   number: int,
 ) -> UInt8[np.ndarray, "_H _W 3"]:  # fmt: skip
   """A panel with the votes for each of the `number` best instances."""

@@ -49,6 +49,9 @@ class Network:
     self.config = config
     self.model = create_model(config)
     self.preprocessing = Preprocessing(**config.preprocessing.to_dict())
+    # Bound to no device, so that maps from here and from elsewhere run the
+    # same compiled programs.
+    variables = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), variables)
     self._variables = {1: variables}
 
   @property

@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, Int, Integer, UInt8
@@ -95,13 +95,13 @@ class Result:
       masks[k][self._bounds[k]] = self.crop(k)
     return masks
 
-  def mask(self, k: int) -> Bool[np.ndarray, "H W"]:
+  def mask(self, k: SupportsIndex) -> Bool[np.ndarray, "H W"]:
     """The mask of instance k."""
     mask = np.zeros(self.semantic.shape, bool)
     mask[self._bounds[k]] = self.crop(k)
     return mask
 
-  def crop(self, k: int) -> Bool[np.ndarray, "_h _w"]:
+  def crop(self, k: SupportsIndex) -> Bool[np.ndarray, "_h _w"]:
     """The part of mask k within the bounds of its pixels."""
     window = self.layers[(slice(None), *self._bounds[k])]
     return (window == k + 1).any(axis=0)
@@ -195,7 +195,9 @@ def run_lengths(
   # Where a run reaches the bottom and the next starts at the top, they join.
   joined = np.flatnonzero(edges[1:] == edges[:-1])
   edges = np.delete(edges, np.concatenate([joined, joined + 1]))
-  return np.diff(edges, prepend=0, append=height * width)
+  if edges[-1:] != height * width:
+    edges = np.append(edges, height * width)
+  return np.diff(edges, prepend=0)
 
 
 def compress(counts: Int[np.ndarray, "k"]) -> str:

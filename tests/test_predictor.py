@@ -1,0 +1,304 @@
+"""Predictor and Result: every road in, every file out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from fcrn_jax import checkpoint, inference, instances
+from fcrn_jax.predictor import Predictor, Result, grouping, read_ahead
+from fcrn_jax.predictor import result as result_lib
+from tests import test_inference as scenes
+from tests import workdirs
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+  return workdirs.make(tmp_path_factory.mktemp("joint"))
+
+
+def perfect(**settings):
+  return Predictor(scenes.see, 4, ("red", "green"), **settings)
+
+
+def true_masks(image):
+  return [image[..., channel] > 127 for channel in (0, 1)]
+
+
+def image_of(seed, height, width):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 255, (height, width, 3), np.uint8)
+
+
+def assert_scene(result, image, pixels):
+  """Both objects found, each but for its border of so many pixels."""
+  assert sorted(result.classes.tolist()) == [1, 2]
+  order = np.argsort(result.classes)
+  for k, true in zip(order, true_masks(image), strict=True):
+    wrong = result.mask(k) != true
+    assert wrong.sum() <= pixels
+    center = np.argwhere(result.mask(k)).mean(0) - np.argwhere(true).mean(0)
+    assert np.abs(center).max() < 0.6
+    rows, columns = np.where(true)
+    box = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+    np.testing.assert_allclose(result.boxes[k], box, atol=0.6)
+  np.testing.assert_allclose(result.scores, 1, atol=1e-3)
+  assert not result.truncated
+
+
+@pytest.mark.parametrize("size", [(96, 128), (93, 107), (70, 61)])
+def test_perfect_networks_give_the_objects(size):
+  image = scenes.scene(*size)
+  result = perfect()(image)
+  assert result.semantic.shape == size and result.semantic.dtype == np.uint8
+  assert result.label_map.shape == size and result.label_map.dtype == np.int32
+  assert result.masks.shape == (2, *size) and result.masks.dtype == bool
+  assert_scene(result, image, pixels=8)
+  np.testing.assert_array_equal(result.masks.any(0), result.label_map > 0)
+  for k in range(2):
+    np.testing.assert_array_equal(result.masks[k], result.mask(k))
+    np.testing.assert_array_equal(result.label_map == k + 1, result.mask(k))
+  right = result.semantic == np.where(
+    true_masks(image)[0], 1, np.where(true_masks(image)[1], 2, 0)
+  )
+  assert right.mean() > 0.995
+  # A cell's points are where the evidence says they are.
+  assert (result.evidence.num_votes > 20).all()
+  assert (result.evidence.spread < 1e-3).all()
+
+
+def test_results_come_back_at_the_images_resolution():
+  # The network sees half or twice the size, odd sizes included.
+  # Edges lie between cells at each of the scales.
+  image = np.zeros((187, 213, 3), np.uint8)
+  image[16:96, 32:112, 0] = 255
+  image[112:160, 128:176, 1] = 255
+  for input_scale, pixels in ((0.5, 30), (2.0, 10), (0.75, 30)):
+    result = perfect(input_scale=input_scale)(image)
+    assert result.semantic.shape == (187, 213)
+    assert_scene(result, image, pixels)
+
+
+def test_views_and_tiles_reach_the_result():
+  image = scenes.scene(96, 128)
+  for views in (
+    inference.Options(flip=True, shifts=2),
+    inference.Options(scales=(1.0, 2.0)),
+    inference.Options(tile=96, tile_overlap=48),
+  ):
+    assert_scene(perfect(views=views)(image), image, pixels=40)
+
+
+def test_batches_equal_single_images(joint):
+  predictor = Predictor.load(joint)
+  sizes = [(64, 64), (50, 61), (64, 60), (90, 120), (64, 33), (40, 64)]
+  images = [image_of(i, *size) for i, size in enumerate(sizes)]
+  images += [images[0][..., 0]]  # gray
+  together = predictor.predict_batch(images)
+  for image, result in zip(images, together, strict=True):
+    alone = predictor(image)
+    assert result.semantic.shape == image.shape[:2]
+    np.testing.assert_array_equal(result.semantic, alone.semantic)
+    np.testing.assert_array_equal(result.label_map, alone.label_map)
+    np.testing.assert_allclose(result.scores, alone.scores, atol=1e-5)
+
+
+def test_maps_and_group_are_the_two_halves_of_a_call(joint):
+  predictor = Predictor.load(joint)
+  image = image_of(3, 75, 90)
+  maps = predictor.maps(image)
+  assert maps.probs.shape == (19, 23, 5) and maps.boxes.shape == (19, 23, 4, 4)
+  two_steps, one_step = predictor.group(maps, image), predictor(image)
+  np.testing.assert_array_equal(two_steps.label_map, one_step.label_map)
+  np.testing.assert_allclose(two_steps.scores, one_step.scores, atol=1e-5)
+
+
+def test_cells_of_padding_do_not_vote():
+  probs = np.full((3, 4, 2), 0.5, np.float32)
+  kept = np.asarray(grouping.without_padding(probs, np.int32([8, 9]), 4))
+  expected = np.zeros((3, 4), bool)
+  expected[:2, :3] = True  # 9 pixels reach into the third cell
+  np.testing.assert_array_equal(kept[..., 1] == 0.5, expected)
+  np.testing.assert_array_equal(kept[..., 1] < 0, ~expected)
+
+
+def test_separate_networks_and_a_joint_one(joint, tmp_path):
+  image = image_of(5, 64, 70)
+  semantic = workdirs.make(tmp_path / "s", ("semantic",), seed=1)
+  boxes = workdirs.make(tmp_path / "b", ("boxes",), seed=2)
+  predictor = Predictor.load(semantic=semantic, localization=boxes)
+  maps = predictor.maps(image)
+  np.testing.assert_array_equal(
+    maps.probs, Predictor.load(semantic).maps(image).probs
+  )
+  from_joint = Predictor.load(semantic=joint, localization=boxes).maps(image)
+  np.testing.assert_array_equal(from_joint.boxes, maps.boxes)
+  assert np.abs(from_joint.probs - maps.probs).max() > 1e-3
+  # One head alone: a category map without instances.
+  result = Predictor.load(semantic)(image)
+  assert len(result) == 0 and result.masks.shape == (0, 64, 70)
+  assert result.semantic.max() > 0 or (maps.probs.argmax(-1) == 0).all()
+  with pytest.raises(ValueError, match="no network gives scores"):
+    Predictor.load(boxes)
+
+
+def test_networks_of_other_data_are_refused(joint, tmp_path):
+  other = workdirs.make(tmp_path, ("boxes",), categories=("a", "b"))
+  with pytest.raises(ValueError, match=r"categories is \('ellipse'"):
+    Predictor.load(semantic=joint, localization=other)
+
+
+def test_what_load_refuses(tmp_path):
+  with pytest.raises(ValueError, match="needs either a path"):
+    Predictor.load()
+  with pytest.raises(ValueError, match="does not exist"):
+    Predictor.load(tmp_path / "nothing")
+  with pytest.raises(ValueError, match=r"config.json"):
+    Predictor.load(tmp_path)
+
+
+def test_thresholds_of_the_workdir_count(tmp_path):
+  path = workdirs.make(tmp_path)
+  assert Predictor.load(path).options.iou_threshold == 0.5
+  checkpoint.write_json(
+    path / "thresholds.json", {"instances": {"iou_threshold": 0.3}}
+  )
+  assert Predictor.load(path).options.iou_threshold == 0.3
+  checkpoint.write_json(path / "thresholds.json", {"instances": {"iou": 1}})
+  with pytest.raises(ValueError, match=r"unknown settings \['iou'\]"):
+    Predictor.load(path)
+
+
+@pytest.mark.parametrize("image", [
+  np.zeros((5, 5, 3), np.float32), np.zeros((5, 5, 4), np.uint8),
+  np.zeros((0, 5), np.uint8), np.zeros(5, np.uint8),
+])  # fmt: skip
+def test_what_is_no_image_is_refused(image):
+  with pytest.raises(ValueError, match="expected uint8 of shape"):
+    perfect()(image)
+
+
+def test_truncation_is_told():
+  options = instances.Options(max_instances=1)
+  assert perfect(options=options)(scenes.scene(96, 128)).truncated
+
+
+def result_of(layers, classes, scores=None):
+  layers = np.asarray(layers, np.uint16)
+  number = len(classes)
+  return Result(
+    np.zeros(layers.shape[1:], np.uint8),
+    np.ones(layers.shape[1:], np.float16),
+    layers,
+    np.asarray(classes, np.int32),
+    np.linspace(0.9, 0.5, number, dtype=np.float32),
+    np.zeros((number, 4), np.float32),
+    image=np.zeros((*layers.shape[1:], 3), np.uint8),
+  )
+
+
+def test_overlapping_masks_and_the_best_on_top():
+  # Pixel (0, 1) belongs to instances 1 and 2, of different categories.
+  result = result_of(
+    [[[2, 2, 0], [0, 0, 3]], [[0, 1, 1], [0, 0, 0]]], [1, 2, 1]
+  )
+  np.testing.assert_array_equal(result.label_map, [[2, 1, 1], [0, 0, 3]])
+  np.testing.assert_array_equal(
+    result.masks,
+    [
+      [[0, 1, 1], [0, 0, 0]],
+      [[1, 1, 0], [0, 0, 0]],
+      [[0, 0, 0], [0, 0, 1]],
+    ],
+  )
+
+
+def test_run_lengths_are_pycocotools():
+  rng = np.random.default_rng(0)
+  for trial in range(200):
+    height, width = rng.integers(1, 40, 2)
+    mask = rng.random((height, width)) < rng.choice([0.1, 0.5, 0.95, 1.0])
+    layers = mask[None].astype(np.uint16)
+    result = result_of(layers, [3] if mask.any() else [])
+    if not mask.any():
+      assert result.to_coco(0) == []
+      continue
+    (row,) = result.to_coco(trial)
+    expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert row["segmentation"]["counts"] == expected["counts"].decode()
+    assert row["segmentation"]["size"] == [height, width]
+    assert row["bbox"] == coco_mask.toBbox(expected).tolist()
+    assert row["image_id"] == trial and row["category_id"] == 3
+    json.dumps(row)
+
+
+def test_compressing_long_runs():
+  mask = np.zeros((3000, 2000), bool)
+  mask[1:2999, 1500] = True
+  crop = mask[1:2999, 1500:1501]
+  counts = result_lib.run_lengths(crop, 1, 1500, mask.shape)
+  expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+  assert result_lib.compress(counts) == expected["counts"].decode()
+
+
+def test_save_writes_what_the_readers_expect(tmp_path):
+  image = scenes.scene(60, 70)
+  result = perfect()(image)
+  paths = result.save(tmp_path, "a")
+  assert [p.name for p in paths] == [
+    "a_semantic.png", "a_instances.png", "a_overlay.png"
+  ]  # fmt: skip
+  assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+    p.name for p in paths
+  )
+  with Image.open(paths[0]) as semantic:
+    assert semantic.mode == "P"
+    assert semantic.getpalette()[3:6] == [128, 0, 0]  # VOC's colour of 1
+    np.testing.assert_array_equal(np.array(semantic), result.semantic)
+  with Image.open(paths[1]) as labels:
+    assert labels.mode == "I;16"
+    np.testing.assert_array_equal(np.array(labels), result.label_map)
+  with Image.open(paths[2]) as overlay:
+    assert overlay.size == (70, 60) and overlay.mode == "RGB"
+
+
+def test_more_instances_than_16_bits_hold(tmp_path):
+  labels = np.arange(70_000, dtype=np.int32).reshape(1, 700, 100)
+  result = result_of(np.zeros((1, 700, 100)), [1] * 69_999)
+  result.layers = labels
+  paths = result.save(tmp_path, "many")
+  assert paths[1].name == "many_instances.tif"
+  with Image.open(paths[1]) as image:
+    np.testing.assert_array_equal(np.array(image), labels[0])
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+  result = perfect()(scenes.scene(60, 70))
+
+  def fail(path, kind):
+    path.write_bytes(b"half")
+    raise OSError("disk full")
+
+  with pytest.raises(OSError, match="disk full"):
+    result_lib._write(tmp_path / "a.png", fail, "PNG")
+  assert list(tmp_path.iterdir()) == []
+  assert len(result) == 2
+
+
+def test_explain_draws_every_instance():
+  image = scenes.scene(96, 128)
+  picture = perfect().explain(image)
+  assert picture.ndim == 3 and picture.dtype == np.uint8
+  assert picture.shape[1] > 500  # two close-ups side by side
+  empty = perfect(options=instances.Options(min_fill=2.0)).explain(image)
+  assert empty.shape == image.shape
+
+
+def test_reading_ahead_keeps_order_and_errors():
+  assert list(read_ahead(lambda x: x * x, range(20), 3)) == [
+    x * x for x in range(20)
+  ]
+  with pytest.raises(ZeroDivisionError):
+    list(read_ahead(lambda x: 1 // x, [1, 0, 1], 2))
