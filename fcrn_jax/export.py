@@ -28,11 +28,11 @@ import safetensors.numpy
 from jax import export as jax_export
 from jaxtyping import UInt8
 
+from fcrn_jax import inference
 from fcrn_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMAT = 1
-FILL = (124, 117, 104)  # mean RGB: padding, as in training
 
 
 class Artefact:
@@ -54,8 +54,10 @@ class Artefact:
     """The heads' outputs; H and W are multiples of metadata["multiple"]."""
     return self._network(self._weights, images)
 
-  def call(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
-    """Category map and instances of images of any one size.
+  def call(self, images: UInt8[Array, "..."]) -> dict[str, Array]:
+    """Category map and instances of images of any one size, b H W 3.
+
+    They are padded as the Predictor pads them (inference.bucket).
 
     Returns, for images of the network's scale: semantic b H W (0 =
     background), confidence b H W, and with a box head labels b r H W (index
@@ -69,10 +71,9 @@ class Artefact:
         " shape (b, H, W, 3)."
       )
     count, height, width, _ = images.shape
-    multiple = self.metadata["multiple"]
-    padded = [-(-n // multiple) * multiple for n in (height, width)]
+    padded = [inference.bucket(n) for n in (height, width)]
     canvas = np.empty((count, *padded, 3), np.uint8)
-    canvas[:] = FILL
+    canvas[:] = inference.FILL
     canvas[:, :height, :width] = images
     sizes = np.tile(np.int32([height, width]), (count, 1))
     out = self._segment(self._weights, canvas, sizes)

@@ -1,0 +1,284 @@
+"""Exported files: equal to the live model, alone in a process, described."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+
+from configs import default
+from fcrn_jax import checkpoint, export, inference, models
+from fcrn_jax.models import pretrained
+from fcrn_jax.predictor import Predictor
+from fcrn_jax.predictor.loading import create_model
+from fcrn_jax.training import step
+
+BGR = {"mean": (1.0, 2.0, 3.0), "scale": (0.02, 0.02, 0.02)}
+
+
+def write_workdir(
+  folder, heads=("semantic", "boxes"), name="fcrn_tiny", seed=0
+):
+  """A workdir of a network with random weights, as training leaves it."""
+  config = default.get_config().unlock()
+  config.categories = ("ant", "bee", "cat")
+  config.model.name = name
+  config.model.heads = heads
+  config.model.width = 64 if name == "fcrn_tiny" else 4
+  config.model.box_unit = 16.0
+  config.preprocessing = {**BGR, "channel_order": "bgr"}
+  config.data.name = "shapes"
+  config.inference.tile = 128
+  config.inference.tile_overlap = 32
+  model = create_model(config)
+  variables = jax.jit(model.init, static_argnames="train")(
+    jax.random.key(seed), jnp.zeros((1, 32, 32, 3)), train=False
+  )
+  rng = np.random.default_rng(seed)
+  variables["batch_stats"] = jax.tree.map(
+    lambda x: jnp.asarray(rng.uniform(0.5, 1, x.shape), x.dtype),
+    variables["batch_stats"],
+  )
+  state = step.create_state(
+    jax.random.key_data(jax.random.key(1)), variables, optax.sgd(0.1), 0.0
+  )
+  checkpointer = checkpoint.Checkpointer(folder)
+  checkpointer.save(7, state, {})
+  checkpointer.close()
+  checkpoint.write_config(folder, config)
+  checkpoint.write_json(folder / "eval_val.json", {"mean_iou": 0.5})
+  checkpoint.write_json(
+    folder / "thresholds.json", {"instances": {"iou_threshold": 0.4}}
+  )
+  return folder
+
+
+def save(predictor, path):
+  """predictor.save without shape checks, which choke on symbolic sizes."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  try:
+    predictor.save(path)
+  finally:
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  return write_workdir(tmp_path_factory.mktemp("workdir"))
+
+
+@pytest.fixture(scope="module")
+def live(workdir):
+  return Predictor.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def file(live, tmp_path_factory):
+  path = tmp_path_factory.mktemp("export") / "model.fcrn"
+  save(live, path)
+  return path
+
+
+def picture(height, width, seed=0):
+  rng = np.random.default_rng(seed)
+  coarse = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3))
+  image = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
+  return image.astype(np.uint8)
+
+
+def assert_same(a, b):
+  assert len(a) == len(b) > 3
+  np.testing.assert_array_equal(a.classes, b.classes)
+  np.testing.assert_allclose(a.scores, b.scores, rtol=1e-5)
+  np.testing.assert_allclose(a.boxes, b.boxes, rtol=1e-5, atol=1e-4)
+  # Rounding may turn a pixel that is all but a tie.
+  assert np.mean(a.semantic != b.semantic) < 1e-3
+  assert np.mean(a.layers != b.layers) < 1e-3
+  np.testing.assert_allclose(a.confidence, b.confidence, atol=1e-3)
+  assert a.categories == b.categories == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize("size", [(33, 50), (150, 200)])
+def test_predictor_of_the_file_equals_the_live_one(size, live, file):
+  """The second size goes through in tiles."""
+  image = picture(*size)
+  assert_same(Predictor.load(file)(image), live(image))
+
+
+def test_settings_travel(live, file):
+  loaded = Predictor.load(file)
+  assert loaded.views == live.views
+  assert loaded.options == live.options
+  assert loaded.options.iou_threshold == 0.4
+  assert (loaded.step, loaded.stride) == (7, 4)
+  assert list(loaded.trained_on) == list(live.trained_on)
+  # Views are the caller's choice, of a file too.
+  both = [p.views for p in (loaded, live)]
+  loaded.views = live.views = inference.Options(flip=True, scales=(1.0, 0.5))
+  try:
+    assert_same(loaded(picture(40, 40)), live(picture(40, 40)))
+  finally:
+    loaded.views, live.views = both
+
+
+def test_the_program_alone_gives_the_same(live, file):
+  image = picture(33, 50)
+  artefact = export.load(file)
+  out = artefact.call(np.stack([image, picture(33, 50, seed=1)]))
+  result = live(image)
+  np.testing.assert_array_equal(out["semantic"][0], result.semantic)
+  labels = np.asarray(out["labels"][0])
+  valid = [k for k in np.flatnonzero(out["valid"][0]) if (labels == k).any()]
+  assert len(valid) == len(result) > 3
+  for index, k in enumerate(valid):
+    np.testing.assert_array_equal((labels == k).any(axis=0), result.mask(index))
+    assert out["classes"][0, k] == result.classes[index]
+    np.testing.assert_allclose(
+      out["boxes"][0, k], result.boxes[index], rtol=1e-5, atol=1e-4
+    )
+
+
+def test_a_fresh_process_needs_no_model_code(file, live, tmp_path):
+  image = picture(40, 56)
+  np.save(tmp_path / "image.npy", image)
+  code = f"""
+import sys
+class Refuse:
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] == "flax" or name.startswith("fcrn_jax.models"):
+      raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import numpy as np, fcrn_jax as fcrn
+image = np.load({str(tmp_path / "image.npy")!r})
+result = fcrn.Predictor.load({str(file)!r})(image)
+np.savez({str(tmp_path / "out.npz")!r}, layers=result.layers,
+  scores=result.scores)
+"""
+  subprocess.run([sys.executable, "-c", code], check=True)
+  result = live(image)
+  with np.load(tmp_path / "out.npz") as out:
+    np.testing.assert_array_equal(out["layers"], result.layers)
+    np.testing.assert_allclose(out["scores"], result.scores, rtol=1e-5)
+
+
+def test_jax_and_safetensors_are_enough(file, live, tmp_path):
+  """The recipe of BUILD.md, in a process that cannot import this library."""
+  image = picture(64, 96)
+  np.save(tmp_path / "image.npy", image)
+  code = f"""
+import sys
+sys.modules["fcrn_jax"] = None
+import json, zipfile
+import jax, numpy as np
+import jax.export
+from safetensors.numpy import load
+with zipfile.ZipFile({str(file)!r}) as archive:
+  metadata = json.loads(archive.read("metadata.json"))
+  weights = load(archive.read("weights.safetensors"))
+  program = jax.export.deserialize(archive.read("segment.jaxexport"))
+images = np.load({str(tmp_path / "image.npy")!r})[None]
+sizes = np.int32([images.shape[1:3]])
+out = jax.jit(program.call)(weights, images, sizes)
+np.save({str(tmp_path / "out.npy")!r}, out["semantic"][0])
+assert metadata["categories"] == ["ant", "bee", "cat"]
+"""
+  subprocess.run([sys.executable, "-c", code], check=True)
+  np.testing.assert_array_equal(
+    np.load(tmp_path / "out.npy"), live(image).semantic
+  )
+
+
+def test_two_networks_in_one_file(tmp_path):
+  scores = write_workdir(tmp_path / "s", ("semantic",), seed=1)
+  boxes = write_workdir(tmp_path / "l", ("boxes",), seed=2)
+  live = Predictor.load(semantic=scores, localization=boxes)
+  save(live, tmp_path / "both.fcrn")
+  loaded = Predictor.load(tmp_path / "both.fcrn")
+  assert_same(loaded(picture(48, 64)), live(picture(48, 64)))
+  # Categories alone.
+  save(Predictor.load(semantic=scores), tmp_path / "scores.fcrn")
+  loaded = Predictor.load(tmp_path / "scores.fcrn")
+  result = loaded(picture(48, 64))
+  np.testing.assert_array_equal(result.semantic, live(picture(48, 64)).semantic)
+  assert len(result) == 0
+  out = export.load(tmp_path / "scores.fcrn").call(picture(48, 64)[None])
+  assert set(out) == {"semantic", "confidence"}
+  coarse = write_workdir(tmp_path / "c", ("boxes",), "fcrn18_s8_k1_d1")
+  with pytest.raises(ValueError, match=r"strides \[4, 8\]"):
+    mixed = Predictor.load(semantic=scores, localization=coarse)
+    mixed.save(tmp_path / "x")
+
+
+def test_own_networks_are_told_what_to_do(tmp_path):
+  predictor = Predictor(lambda images: {}, 4, ("a",))
+  with pytest.raises(ValueError, match=r"fcrn_jax\.export\.save"):
+    predictor.save(tmp_path / "x")
+
+
+def test_broken_files_are_named(file, tmp_path):
+  data = file.read_bytes()
+  for size in (0, 100, len(data) // 2, len(data) - 3):
+    (tmp_path / "cut.fcrn").write_bytes(data[:size])
+    with pytest.raises(ValueError, match=r"cut\.fcrn"):
+      Predictor.load(tmp_path / "cut.fcrn")
+  with zipfile.ZipFile(file) as archive:
+    entries = {name: archive.read(name) for name in archive.namelist()}
+
+  def rewrite(**changes):
+    with zipfile.ZipFile(tmp_path / "odd.fcrn", "w") as archive:
+      for name, value in {**entries, **changes}.items():
+        archive.writestr(name, value)
+
+  metadata = json.loads(entries["metadata.json"])
+  rewrite(**{"metadata.json": json.dumps({**metadata, "format": 99})})
+  with pytest.raises(ValueError, match="format 99"):
+    export.load(tmp_path / "odd.fcrn")
+  rewrite(**{"segment.jaxexport": b"nonsense"})
+  with pytest.raises(ValueError, match="Export it again"):
+    export.load(tmp_path / "odd.fcrn")
+  with pytest.raises(ValueError, match="expected uint8"):
+    export.load(file).call(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_command_writes_both(workdir, tmp_path, live):
+  def run(output):
+    return subprocess.run(
+      [sys.executable, "-m", "experiments.export", f"--workdir={workdir}",
+       f"--output={tmp_path / output}"], capture_output=True, text=True,
+    )  # fmt: skip
+
+  done = run("model.fcrn")
+  assert done.returncode == 0 and "MiB" in done.stdout, done.stderr
+  loaded = Predictor.load(tmp_path / "model.fcrn")
+  assert_same(loaded(picture(32, 64)), live(picture(32, 64)))
+  done = run("weights.safetensors")
+  assert done.returncode == 0, done.stderr
+  card = json.loads((tmp_path / "weights.json").read_text())
+  assert card["name"] == "fcrn_tiny" and card["step"] == 7
+  assert card["categories"] == ["ant", "bee", "cat"]
+  assert card["scores"] == {"eval_val": {"mean_iou": 0.5}}
+  assert card["config"]["model"]["box_unit"] == 16.0
+  assert card["preprocessing"]["channel_order"] == "bgr"
+  with safetensors.safe_open(tmp_path / "weights.safetensors", "numpy") as f:
+    assert json.loads(f.metadata()["card"]) == card
+
+
+def test_saved_weights_load_into_a_model(workdir, tmp_path):
+  from fcrn_jax.predictor import artefact
+
+  path = tmp_path / "w.safetensors"
+  artefact.save_weights(path, workdir)
+  found = pretrained.preprocessing(path)
+  assert found == (BGR["mean"], BGR["scale"], "bgr")
+  _, variables, _ = checkpoint.restore_for_inference(workdir)
+  model = models.create("fcrn_tiny", {"semantic": 4, "boxes": 3}, box_unit=16.0)
+  zeros = jax.tree.map(jnp.zeros_like, variables)
+  loaded = models.load_pretrained(path, model, zeros)
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
