@@ -44,7 +44,7 @@ class Predictor:
 
   def __init__(
     self,
-    apply_fn: inference.ApplyFn,
+    apply_fn: inference.ApplyFn | None,
     network_stride: int,
     categories: Sequence[str],
     *,
@@ -59,7 +59,8 @@ class Predictor:
     """See `load`; this is for networks of one's own.
 
     apply_fn: outputs "semantic" and "boxes" for images b H W 3 uint8, see
-      models.FCRN; network_stride: its input pixels per output pixel.
+      models.FCRN; None to group maps from elsewhere only.
+    network_stride: its input pixels per output pixel.
     input_scale: the network sees images resized by this factor.
     normalize: it sees images after transforms.normalize_intensity.
     """
