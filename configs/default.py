@@ -55,6 +55,8 @@ def get_config() -> ConfigDict:
   config.data.num_workers = 0  # processes that prepare batches
   config.data.cache = False  # keep decoded images in memory
   config.data.on_error = "raise"  # or skip, counted and logged
+  config.data.partial = False  # accept a part of an official data set
+  config.data.categories = ""  # of coco: "voc" for VOC's twenty
   config.data.num_train = 0  # images of "shapes"; 0: the data set's default
   config.data.num_val = 0
 

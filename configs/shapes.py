@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
   config.data.name = "shapes"
   config.data.crop = (96, 96)
   config.data.scale = (1.0, 1.0)
+  config.loss.k = 128  # of 24 x 24 cells
+  config.loss.box_k = 64
   config.batch_size = 16
   config.num_steps = 1500
   config.optim.name = "adamw"

@@ -48,8 +48,9 @@ def get_config(arg: str = "101_bs_weighted,localization") -> ConfigDict:
     config.model.heads = ("semantic",)
   if network == "coco":
     config.data.name = "coco"
-    config.data.train_split = "train"
-    config.data.val_split = "val"
+    config.data.train_split = "train2014"
+    config.data.val_split = "val2014"
+    config.data.categories = "voc"
     config.num_steps = 60_000
   # instances.Options.paper(): fragments stay, blocks on upsampled scores.
   config.instances.min_fill = 0.0

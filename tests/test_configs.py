@@ -33,7 +33,7 @@ def test_plain_configs_are_locked_and_complete(name):
 def test_data_settings_are_those_of_the_pipeline():
   settings = set(importlib.import_module("configs.default").get_config().data)
   settings -= {"name", "path", "train_split", "val_split"}
-  settings -= {"num_train", "num_val"}
+  settings -= {"num_train", "num_val", "partial", "categories"}
   known = set(pipeline.PipelineOptions._fields)
   assert settings == known - {"stride", "batch_size", "fill"}
 

@@ -21,6 +21,8 @@ from fcrn_jax.predictor.loading import create_model
 from fcrn_jax.training import optimizer, parallel, step, writers
 from fcrn_jax.types import Preprocessing
 
+_NUM_SAMPLES = 8
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   """Trains, continuing a workdir that has a checkpoint, then evaluates.
@@ -37,12 +39,21 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     ValueError: bad settings or data, or a workdir of another network.
     FloatingPointError: the loss is no longer finite.
   """
+  workdir = pathlib.Path(workdir)
   train(config, workdir)
   predictor = Predictor.load(workdir)
   dataset = load_split(config, "val")
   scores = evaluation.evaluate(
-    predictor, dataset, protocol=config.protocol, workdir=workdir
+    predictor,
+    dataset,
+    protocol=config.protocol,
+    workdir=workdir,
+    max_images=config.eval_images,
   )
+  if jax.process_index() == 0:
+    _save_samples(predictor, dataset, workdir / "samples")
+    print(evaluation.table(scores))
+    print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
   return scores
 
 
@@ -52,6 +63,10 @@ def load_split(config: ConfigDict, which: str):
   options = {"num_images": num_images} if num_images else {}
   if config.data.on_error != "raise" and config.data.name == "folder":
     options["on_error"] = config.data.on_error
+  if config.data.partial:
+    options["partial"] = True
+  if config.data.categories:
+    options["categories"] = config.data.categories
   return data.load(
     config.data.name,
     split=config.data[f"{which}_split"],
@@ -224,3 +239,15 @@ def _validate(config, workdir):
     for name, value in scores.items()
     if isinstance(value, float)
   }
+
+
+def _save_samples(predictor, dataset, directory):
+  """Image, truth, categories, votes, instances of a few images."""
+  for index in range(min(_NUM_SAMPLES, len(dataset))):
+    example = dataset[index]
+    image = example["image"]
+    maps = predictor.maps(image)
+    picture = visualize.sample(
+      image, predictor.group(maps, image), example, maps, predictor.stride
+    )
+    visualize.save(directory / f"{example['id']}.png", picture)
