@@ -1,4 +1,4 @@
-"""Checks a data set: what is wrong, why, and what to do.
+r"""Checks a data set: what is wrong, why, and what to do.
 
   python -m experiments.check_data --data=DIR           (all splits)
   python -m experiments.check_data --data=DIR --split=val --output=runs/check

@@ -13,10 +13,18 @@ def start() -> None:
   The cache lies in $JAX_COMPILATION_CACHE_DIR or ~/.cache/fcrn_jax.
   """
   logging.set_verbosity(logging.INFO)
-  logging.get_absl_logger().getChild("orbax").setLevel(logging.WARNING)
+  logging.get_absl_handler().addFilter(_is_worth_showing)
+  # A grouping program compiles in less than JAX's default of a second.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = pathlib.Path("~/.cache/fcrn_jax").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _is_worth_showing(record):
+  """What orbax and JAX report of their own doings is not."""
+  inner = any(part in record.pathname for part in ("/orbax/", "/jax/"))
+  return record.levelno >= logging.converter.STANDARD_ERROR or not inner
 
 
 def load_split(config, split: str | None, path: str | None):

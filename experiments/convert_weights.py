@@ -1,4 +1,4 @@
-"""Converts ImageNet weights of other libraries to our .safetensors.
+r"""Converts ImageNet weights of other libraries to our .safetensors.
 
   python -m experiments.convert_weights --input=resnet101.pth \
       --output=resnet101.safetensors

@@ -1,4 +1,4 @@
-"""Predicts images: category maps, instance label maps, overlays, COCO results.
+r"""Predicts images: category maps, instance label maps, overlays, COCO results.
 
   python -m experiments.predict --workdir=runs/shapes --images=DIR --output=out
   python -m experiments.predict --workdir=runs/mine --images='scans/*.tif' \
@@ -11,6 +11,7 @@ the exit code is 1.
 """
 
 import collections
+import dataclasses
 import glob
 import pathlib
 import sys
@@ -33,6 +34,9 @@ _IMAGES = flags.DEFINE_string(
   "images", None, "A file, a folder or a glob of PNG, JPEG or TIFF images."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for what is found.")
+_MAX_INSTANCES = flags.DEFINE_integer(
+  "max_instances", None, "Room for so many; default the config's."
+)
 _EXPLAIN = flags.DEFINE_bool(
   "explain", False, "Also <stem>_explain.png: each instance's votes."
 )
@@ -59,6 +63,10 @@ def main(argv):
       localization=_LOCALIZATION.value,
       step=_STEP.value,
     )
+    if _MAX_INSTANCES.value:
+      predictor.options = dataclasses.replace(
+        predictor.options, max_instances=_MAX_INSTANCES.value
+      )
     failed = predict_files(predictor, files, _OUTPUT.value, _EXPLAIN.value)
   except ValueError as error:
     logging.debug("traceback", exc_info=True)
@@ -156,12 +164,14 @@ def predict_files(predictor, files, output, explain: bool) -> list[str]:
     _predict_batch(predictor, batch, output, explain, pool, writing, failed)
     bar.update(len(batch))
     finish(0)
-  checkpoint.write_json(output / "predictions.json", rows)
+  checkpoint.write_json(output / "predictions.json", rows, indent=None)
   return failed
 
 
 def _predict_batch(predictor, batch, output, explain, pool, writing, failed):
   """Predicts one batch and hands its results to the writing threads."""
+  from tqdm import tqdm
+
   from fcrn_jax.predictor import check_image
 
   sound = []
@@ -170,7 +180,7 @@ def _predict_batch(predictor, batch, output, explain, pool, writing, failed):
       check_image(image)
       sound.append((stem, image))
     except ValueError as error:
-      print(f"skipped {path}: {error}", file=sys.stderr)
+      tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
       failed.append(str(path))
   if len(sound) == 1:
     results = [predictor(sound[0][1], progress=True)]
@@ -178,7 +188,12 @@ def _predict_batch(predictor, batch, output, explain, pool, writing, failed):
     results = predictor.predict_batch([image for _, image in sound])
   for (stem, image), result in zip(sound, results, strict=True):
     if result.truncated:
-      print(f"{stem}: more instances than max_instances", file=sys.stderr)
+      limit = predictor.options.max_instances
+      tqdm.write(
+        f"{stem}: no room for more than {limit} instances, the best are kept;"
+        " raise --max_instances.",
+        file=sys.stderr,
+      )
     picture = predictor.explain(image) if explain else None
     writing.append(pool.submit(_write, result, output, stem, picture))
 

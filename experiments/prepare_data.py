@@ -1,4 +1,4 @@
-"""Converts data into array_record shards for training at scale.
+r"""Converts data into array_record shards for training at scale.
 
   python -m experiments.prepare_data --data=DIR --output=OUT --processes=4
   python -m experiments.prepare_data --data=instances.json --images=DIR \

@@ -1,4 +1,4 @@
-"""Trains a network and evaluates it; a workdir with a checkpoint continues.
+r"""Trains a network and evaluates it; a workdir with a checkpoint continues.
 
   python -m experiments.train --config=configs/shapes.py --workdir=runs/shapes
   python -m experiments.train --config=configs/folder.py \

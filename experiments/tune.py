@@ -8,6 +8,7 @@ for: the thresholds have seen them.
 """
 
 import datetime
+import math
 import pathlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,11 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
     kept.append((example, predictor.maps(example["image"])))
   best = predictor.options
   value = before = score(predictor, kept, best, metric)
+  if math.isnan(value):
+    raise ValueError(
+      f"{metric} is not defined on these {number} images; take more of them"
+      " (--max_images) or another --metric."
+    )
   bar = tqdm(total=2 * sum(map(len, GRID.values())), desc="search", unit="try")
   with bar:
     for _ in range(2):

@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 PathLike = str | os.PathLike
 
 
-def write_json(path: PathLike, value: Any) -> None:
+def write_json(path: PathLike, value: Any, indent: int | None = 2) -> None:
   """Writes a JSON file under a temporary name, then renames it."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  temporary.write_text(json.dumps(value, indent=2) + "\n")
+  temporary.write_text(json.dumps(value, indent=indent) + "\n")
   os.replace(temporary, path)
 
 

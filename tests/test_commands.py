@@ -1,0 +1,167 @@
+"""The commands as they are run: files in, files out, exit codes, help."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tests import workdirs
+
+ROOT = pathlib.Path(__file__).parent.parent
+COMMANDS = sorted(
+  path.stem
+  for path in (ROOT / "experiments").glob("*.py")
+  if path.stem not in ("__init__", "common")
+)
+
+
+def run(*arguments, cache=None, code=0):
+  environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "80"}
+  if cache is not None:
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+  done = subprocess.run(
+    [sys.executable, "-m", *map(str, arguments)],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == code, done.stdout + done.stderr
+  return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  return workdirs.make(
+    tmp_path_factory.mktemp("workdir"), data__num_val=3, model__box_unit=16.0
+  )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_screen_and_shows_how(command):
+  text = run(f"experiments.{command}", "--help", code=1)
+  lines = text.splitlines()
+  assert len(lines) <= 45 and max(map(len, lines)) <= 80, text
+  assert f"python -m experiments.{command}" in text
+
+
+def write_images(folder):
+  """Files of every kind; their shapes (height, width) by stem."""
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  rgb = rng.integers(0, 255, (50, 64, 3), np.uint8)
+  Image.fromarray(rgb).save(folder / "rgb.png")
+  Image.fromarray(rgb[..., 0]).save(folder / "gray.jpg")
+  Image.fromarray(rgb).convert("RGBA").save(folder / "7.png")
+  wide = Image.fromarray(rgb)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turn by a quarter to show
+  wide.save(folder / "turned.jpg", exif=exif)
+  deep = rng.integers(0, 65535, (40, 30), np.uint16)
+  Image.fromarray(deep).save(folder / "deep.png")
+  tifffile.imwrite(folder / "scan.TIF", rgb[:, :48])
+  tifffile.imwrite(folder / "zip.tif", rgb[..., 1], compression="zlib")
+  np.save(folder / "array.npy", rgb)
+  (folder / "notes.txt").write_text("no image")
+  (folder / ".hidden.png").write_text("no image")
+  return {
+    "rgb": (50, 64), "gray": (50, 64), "7": (50, 64), "turned": (64, 50),
+    "deep": (40, 30), "scan": (50, 48), "zip": (50, 64), "array": (50, 64),
+  }  # fmt: skip
+
+
+def test_predict_a_folder(workdir, cache, tmp_path):
+  shapes = write_images(tmp_path / "in")
+  data = (tmp_path / "in" / "rgb.png").read_bytes()
+  (tmp_path / "in" / "broken.png").write_bytes(data[: len(data) // 2])
+  out = tmp_path / "out"
+  command = ("experiments.predict", f"--workdir={workdir}", f"--output={out}")
+  text = run(*command, f"--images={tmp_path / 'in'}", "--explain",
+             cache=cache, code=1)  # fmt: skip
+  assert "skipped" in text and "broken.png" in text
+  assert "8 images predicted" in text and "1 files failed" in text
+  assert "Traceback" not in text and "orbax" not in text
+  kinds = ("semantic", "instances", "overlay", "explain")
+  names = {f"{stem}_{kind}.png" for stem in shapes for kind in kinds}
+  assert {p.name for p in out.iterdir()} == names | {"predictions.json"}
+  rows = json.loads((out / "predictions.json").read_text())
+  assert {row["image_id"] for row in rows} <= {*shapes, 7} - {"7"}
+  for stem, (height, width) in shapes.items():
+    with Image.open(out / f"{stem}_semantic.png") as semantic:
+      assert semantic.mode == "P" and semantic.size == (width, height)
+      assert np.array(semantic).max() <= 4
+    with Image.open(out / f"{stem}_instances.png") as image:
+      labels = np.array(image)
+    mine = [r for r in rows if str(r["image_id"]) == stem]
+    assert labels.shape == (height, width) and len(mine) == labels.max()
+    for k, row in enumerate(mine, 1):
+      mask = coco_mask.decode(row["segmentation"]).astype(bool)
+      assert mask.shape == (height, width)
+      assert mask[labels == k].all()
+  assert any(cache.iterdir())  # compiled once for all
+
+
+def test_predict_a_glob_and_nothing(workdir, cache, tmp_path):
+  write_images(tmp_path / "in")
+  out = tmp_path / "out"
+  command = ("experiments.predict", f"--workdir={workdir}", f"--output={out}")
+  text = run(*command, f"--images={tmp_path}/in/r*.png", cache=cache)
+  assert "1 images predicted" in text
+  assert len(list(out.iterdir())) == 4
+  text = run(*command, f"--images={tmp_path}/in/x*.png", code=1, cache=cache)
+  assert "error: no images at" in text and "Traceback" not in text
+
+
+def test_equal_stems_get_their_suffix(workdir, cache, tmp_path):
+  image = Image.fromarray(np.zeros((32, 32), np.uint8))
+  for name in ("a.png", "a.jpg", "b.png"):
+    image.save(tmp_path / name)
+  out = tmp_path / "out"
+  run("experiments.predict", f"--workdir={workdir}", f"--output={out}",
+      f"--images={tmp_path}", cache=cache)  # fmt: skip
+  assert {p.name for p in out.glob("*_semantic.png")} == {
+    "a_png_semantic.png", "a_jpg_semantic.png", "b_semantic.png"
+  }  # fmt: skip
+
+
+def test_evaluate_and_tune(workdir, cache):
+  evaluate = ("experiments.evaluate", f"--workdir={workdir}")
+  text = run(*evaluate, cache=cache)
+  assert "matching_0.5" in text and "3 images of shapes" in text
+  before = json.loads((workdir / "eval_val.json").read_text())
+  assert before["checkpoint_step"] == 7 and before["num_images"] == 3
+  text = run(*evaluate, "--oracle=both", "--protocol=mnc", cache=cache)
+  oracle = json.loads((workdir / "eval_val_oracle_both.json").read_text())
+  assert oracle["protocol"] == "mnc" and oracle["ap_r_0.5"] > 0.5
+  text = run(*evaluate, "--split=train", "--max_images=2", code=1, cache=cache)
+  assert "was trained on" in text and "Traceback" not in text
+
+  tune = ("experiments.tune", f"--workdir={workdir}", "--max_images=2")
+  run(*tune, "--metric=matching_0.5", cache=cache)
+  found = json.loads((workdir / "thresholds.json").read_text())
+  assert found["after"] >= found["before"]
+  assert found["num_images"] == 2 and found["split"] == "val"
+  assert "iou_threshold" in found["instances"]
+  text = run(*tune, "--metric=beauty", code=1, cache=cache)
+  assert "no score 'beauty'" in text and "matching_0.5" in text
+
+
+def test_a_missing_workdir_is_named(tmp_path):
+  for command in ("evaluate", "tune"):
+    text = run(f"experiments.{command}", f"--workdir={tmp_path}", code=1)
+    assert "config.json" in text and "Traceback" not in text
+  text = run("experiments.evaluate", code=1)
+  assert "needs either a path" in text and "Traceback" not in text
