@@ -22,7 +22,7 @@ from fcrn_jax import boxes as boxes_lib
 from fcrn_jax.instances import masks as masks_lib
 from fcrn_jax.instances.masks import top_categories
 from fcrn_jax.instances.region_nms import region_nms, shared_pixels
-from fcrn_jax.instances.voting import Votes, vote
+from fcrn_jax.instances.voting import Votes, from_tiles, to_tiles, vote
 from fcrn_jax.types import Array, Instances
 
 __all__ = [
@@ -107,8 +107,8 @@ def find(
   probs: Float[Array, "h w c"],
   boxes: Float[Array, "h w C 4"],
   options: Options,
-  image_size: tuple[int, int] | None = None,
-  stride: int = 1,
+  image_size: tuple[int, int] | Int[Array, "2"] | None = None,
+  stride: int | float = 1,
 ) -> Hypotheses:
   """Instance hypotheses of one image, at the resolution of its maps.
 
@@ -120,20 +120,24 @@ def find(
   if image_size is None:
     image_size = (height * stride, width * stride)
   scores, categories = top_categories(probs, num_masks)
-  index = jnp.maximum(categories - 1, 0)[..., None]
-  own = jnp.take_along_axis(boxes, index, axis=2).reshape(-1, 4)
   candidates = (categories > 0) & (scores >= options.score_floor)
-  # A category is in mask k where it is among the k + 1 best.
-  levels = jnp.arange(num_masks)
-  in_mask = candidates & (levels <= levels[:, None, None, None])
+  # From here on a flat list of `cell, rank` pairs in tiles.
+  index = jnp.arange(height * width * num_masks, dtype=jnp.int32)
+  index = to_tiles(index.reshape(scores.shape))
+  scores, categories = to_tiles(scores), to_tiles(categories)
+  candidates = to_tiles(candidates)
+  cell, rank = index // num_masks, index % num_masks
+  channel = cell * boxes.shape[2] + jnp.maximum(categories - 1, 0)
+  own = boxes.reshape(-1, 4)[channel]
 
-  def vote_in(candidates):
+  def vote_in(level):  # a category's mask: where it is among the best
     return vote(
-      scores.ravel(), own, candidates.ravel(), options.iou_threshold,
-      options.max_instances, categories.ravel(),
+      scores, own, candidates & (rank <= level), options.iou_threshold,
+      options.max_instances, categories, index,
     )  # fmt: skip
 
-  votes = jax.vmap(vote_in)(in_mask)
+  levels = jnp.arange(num_masks)
+  votes = jax.vmap(vote_in)(levels)
   slots = num_masks * options.max_instances
   seed = jnp.maximum(votes.keeper, 0).ravel()
   found = own[seed]
@@ -145,7 +149,9 @@ def find(
   valid &= areas * stride**2 >= options.min_area
   shift = (levels * options.max_instances)[:, None]
   owner = jnp.where(votes.owner >= 0, votes.owner + shift, -1)
-  owner = owner.reshape(num_masks, height, width, num_masks)
+  owner = jnp.stack(
+    [from_tiles(plane, height, width, num_masks) for plane in owner]
+  )
   owner = jnp.moveaxis(owner, -1, 1)
   confidence = votes.confidence.ravel()
   kept = region_nms(
@@ -162,10 +168,10 @@ def find(
     where = valid.reshape((-1,) + (1,) * (values.ndim - 1))
     return jnp.where(where, values, 0)
 
-  cell = seed // num_masks
+  cell = cell[seed]
   return Hypotheses(
     boxes=pick(found),
-    classes=pick(categories.ravel()[seed]),
+    classes=pick(categories[seed]),
     scores=pick(confidence),
     valid=valid,
     truncated=votes.truncated.any() | (kept.sum() > options.max_instances),
@@ -183,7 +189,7 @@ def extract(
   boxes: Float[Array, "h w C 4"],
   options: Options | None = None,
   image_size: tuple[int, int] | None = None,
-  stride: int = 1,
+  stride: int | float = 1,
 ) -> Instances:
   """Instances of one image from its score map and its box map.
 

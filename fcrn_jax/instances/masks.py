@@ -28,7 +28,7 @@ def top_categories(
 
 
 def upsample(
-  maps: Float[Array, "h w *c"], size: tuple[int, int], stride: int
+  maps: Float[Array, "h w *c"], size: tuple[int, int], stride: int | float
 ) -> Float[Array, "H W *c"]:
   """Half-pixel bilinear: cell (i, j) stands for ((i + .5) s, (j + .5) s)."""
   if stride == 1:
@@ -52,7 +52,7 @@ def assign(
   boxes: Float[Array, "h w C 4"],
   options,
   image_size: tuple[int, int],
-  stride: int,
+  stride: int | float,
 ) -> Int[Array, "r H W"]:
   """Labels of image pixels: the hypothesis of its r-th best category, or -1."""
   scores, categories = top_categories(

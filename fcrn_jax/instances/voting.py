@@ -3,16 +3,27 @@
 Greedy non-maximum suppression over the boxes that the pixels predict, which
 also records who suppressed whom: the pixels that a keeper suppressed are its
 cluster (step 5) and their mean score is its confidence.
+
+Two programs with the same result. On CPUs the candidates lie in chunks; each
+knows its best remaining candidate and the range of its boxes' centres, so
+that a keeper reads only the chunks it can reach. Elsewhere, one pass over all
+candidates per keeper, of which a batch shares the passes. Both need memory
+linear in the candidates and no sort.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
-from fcrn_jax import boxes as boxes_lib
 from fcrn_jax.types import Array
+
+TILE = 32  # cells; of 16, 32 and 64 the best on maps of 63² to 2048²
+CHUNK = TILE * TILE
+_LAST = np.iinfo(np.int32).max
 
 
 class Votes(NamedTuple):
@@ -26,11 +37,12 @@ class Votes(NamedTuple):
   owner: Int[Array, "n"]
   confidence: Float[Array, "m"]  # mean score of the cluster
   valid: Bool[Array, "m"]
-  truncated: Bool[Array, ""]  # candidates were left when slots ran out
+  truncated: Bool[Array, ""]  # candidates were left when the slots ran out
   num_votes: Int[Array, "m"]  # size of the cluster
-  spread: Float[Array, "m"]  # RMS distance of the voters' box centres, pixels
+  spread: Float[Array, "m"]  # RMS distance of its box centres from the seed's
 
 
+@functools.partial(jax.jit, static_argnames="max_instances")
 def vote(
   scores: Float[Array, "n"],
   boxes: Float[Array, "n 4"],
@@ -38,63 +50,230 @@ def vote(
   iou_threshold: float | Array = 0.5,
   max_instances: int = 100,
   groups: Int[Array, "n"] | None = None,
+  priority: Int[Array, "n"] | None = None,
 ) -> Votes:
   """Greedy NMS of candidates by score; every candidate learns its keeper.
 
-  The best remaining candidate (ties: the lowest index) becomes a keeper and
-  takes all remaining candidates of its group whose boxes overlap its own with
-  IoU > iou_threshold (strictly, as torchvision does), itself in any case.
-  Candidates with a NaN score are ignored.
+  The best remaining candidate (ties: the lowest index, or the lowest of the
+  distinct `priority` where given) becomes a keeper and takes all remaining
+  candidates of its group whose boxes overlap its own with IoU > iou_threshold
+  (strictly above, as torchvision's nms), itself in any case. Candidates
+  without a finite score are ignored. Quick where neighbours in the array are
+  neighbours in the image, see to_tiles.
   """
+  count = scores.shape[0]
   if groups is None:
-    groups = jnp.zeros(scores.shape, jnp.int32)
-  index = jnp.arange(scores.shape[0])
-  centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    groups = jnp.zeros(count, jnp.int32)
+  if priority is None:
+    priority = jnp.arange(count, dtype=jnp.int32)
+  scores = jnp.where(candidates & jnp.isfinite(scores), scores, -jnp.inf)
+  corners = tuple(boxes[:, i] for i in range(4))
+  keeper, owner, truncated = jax.lax.platform_dependent(
+    scores, corners, groups, priority, iou_threshold,
+    jnp.zeros(max_instances),
+    cpu=_vote_by_chunks, default=_vote_in_passes,
+  )  # fmt: skip
+  seed, leader = jnp.maximum(keeper, 0), jnp.maximum(owner, 0)
+  slot = jnp.where(owner >= 0, owner, max_instances)  # out of bounds: dropped
+  num_votes = jnp.zeros(max_instances, jnp.int32).at[slot].add(1)
 
-  def more(state):
-    left, slot = state[:2]
-    return (slot < max_instances) & (left.max() > -jnp.inf)
+  def mean_of(values):
+    total = jnp.zeros(max_instances, values.dtype).at[slot].add(values)
+    return total / jnp.maximum(num_votes, 1)
 
-  def keep(state):
-    left, slot, keeper, owner, total, votes, square = state
-    seed = jnp.argmax(left)
-    best = scores[seed]
-    taken = boxes_lib.iou(boxes, boxes[seed]) > iou_threshold
-    taken = (taken & (groups == groups[seed])) | (index == seed)
-    taken &= left > -jnp.inf
-    distance = ((centers - centers[seed]) ** 2).sum(-1)
-    return (
-      jnp.where(taken, -jnp.inf, left),
-      slot + 1,
-      keeper.at[slot].set(seed),
-      jnp.where(taken, slot, owner),
-      total.at[slot].set(jnp.where(taken, scores - best, 0).sum()),
-      votes.at[slot].set(taken.sum()),
-      square.at[slot].set(jnp.where(taken, distance, 0).sum()),
-    )
+  def from_seed(values):  # exact where the values of a cluster are equal
+    return values - values[seed][leader]
 
-  left = jnp.where(candidates & (scores > -jnp.inf), scores, -jnp.inf)
-  empty = jnp.zeros(max_instances, scores.dtype)
-  state = (
-    left,
-    jnp.int32(0),
-    jnp.full(max_instances, -1, jnp.int32),
-    jnp.full(scores.shape, -1, jnp.int32),
-    empty,
-    jnp.zeros(max_instances, jnp.int32),
-    empty,
-  )
-  left, _, keeper, owner, total, votes, square = jax.lax.while_loop(
-    more, keep, state
-  )
-  count = jnp.maximum(votes, 1)
+  y, x = ((corners[i] + corners[i + 2]) / 2 for i in range(2))
+  square = mean_of(from_seed(y) ** 2 + from_seed(x) ** 2)
+  valid = keeper >= 0
+  mean_score = scores[seed] + mean_of(from_seed(scores))
   return Votes(
     keeper=keeper,
     owner=owner,
-    # measured from the seed's score: exact where a cluster's scores are equal
-    confidence=jnp.where(keeper >= 0, scores[keeper] + total / count, 0),
-    valid=keeper >= 0,
-    truncated=left.max() > -jnp.inf,
-    num_votes=votes,
-    spread=jnp.sqrt(square / count),
+    confidence=jnp.where(valid, mean_score, 0),
+    valid=valid,
+    truncated=truncated,
+    num_votes=num_votes,
+    spread=jnp.sqrt(square),
   )
+
+
+def to_tiles(x: Shaped[Array, "h w r"]) -> Shaped[Array, "n"]:
+  """Flattens a map in squares, so that a chunk is a compact part of it.
+
+  Edges are padded with zeros; the order is tile row, tile column, r, y, x.
+  """
+  height, width, ranks = x.shape
+  rows, columns = (-(-size // TILE) for size in (height, width))
+  padding = (0, rows * TILE - height), (0, columns * TILE - width), (0, 0)
+  x = jnp.pad(x, padding).reshape(rows, TILE, columns, TILE, ranks)
+  return x.transpose(0, 2, 4, 1, 3).reshape(rows * columns * ranks * CHUNK)
+
+
+def from_tiles(
+  x: Shaped[Array, "n"], height: int, width: int, ranks: int
+) -> Shaped[Array, "h w r"]:
+  """The map that to_tiles flattened."""
+  rows, columns = (-(-size // TILE) for size in (height, width))
+  x = x.reshape(rows, columns, ranks, TILE, TILE).transpose(0, 3, 1, 4, 2)
+  return x.reshape(rows * TILE, columns * TILE, ranks)[:height, :width]
+
+
+def _overlap(corners, box):
+  """boxes.iou with each corner in an array of its own, for speed."""
+  y0, x0, y1, x1 = corners
+  height = jnp.maximum(jnp.minimum(y1, box[2]) - jnp.maximum(y0, box[0]), 0)
+  width = jnp.maximum(jnp.minimum(x1, box[3]) - jnp.maximum(x0, box[1]), 0)
+  area = jnp.maximum(y1 - y0, 0) * jnp.maximum(x1 - x0, 0)
+  own = jnp.maximum(box[2] - box[0], 0) * jnp.maximum(box[3] - box[1], 0)
+  shared = height * width
+  return shared / jnp.maximum(area + own - shared, 1e-9)
+
+
+def _best(scores, priority):
+  """Of the last axis: the highest score and the lowest priority that has it."""
+  best = scores.max(-1)
+  ties = scores == best[..., None]
+  return best, jnp.where(ties, priority, _LAST).min(-1)
+
+
+def _vote_in_passes(scores, corners, groups, priority, threshold, slots):
+  """`vote` of what scores above -inf, one pass per keeper; slots: any `m`."""
+
+  def left_of(owner):
+    return jnp.where(owner < 0, scores, -jnp.inf)
+
+  def more(state):
+    slot, owner, _ = state
+    return (slot < slots.size) & (left_of(owner).max() > -jnp.inf)
+
+  def keep(state):
+    slot, owner, keeper = state
+    left = left_of(owner)
+    _, first = _best(left, priority)
+    is_seed = (left > -jnp.inf) & (priority == first)
+    seed = jnp.argmax(is_seed).astype(jnp.int32)
+    taken = _overlap(corners, [c[seed] for c in corners]) > threshold
+    taken = (taken & (groups == groups[seed])) | is_seed
+    owner = jnp.where(taken & (left > -jnp.inf), slot, owner)
+    return slot + 1, owner, keeper.at[slot].set(seed)
+
+  owner = jnp.full(scores.shape, -1, jnp.int32)
+  state = (jnp.int32(0), owner, jnp.full(slots.shape, -1, jnp.int32))
+  _, owner, keeper = jax.lax.while_loop(more, keep, state)
+  return keeper, owner, left_of(owner).max() > -jnp.inf
+
+
+@jax.custom_batching.sequential_vmap
+def _vote_by_chunks(scores, corners, groups, priority, threshold, slots):
+  """The same, reading only the chunks that a keeper can reach."""
+  count = scores.shape[0]
+  num_chunks = -(-count // CHUNK)
+
+  def chunked(x, fill):
+    x = jnp.pad(x, (0, num_chunks * CHUNK - count), constant_values=fill)
+    return x.reshape(num_chunks, CHUNK)
+
+  scores, groups = chunked(scores, -jnp.inf), chunked(groups, -1)
+  corners = [chunked(c, 0) for c in corners]
+  priority = chunked(priority, _LAST)
+  ranges = _ranges(corners, groups, scores > -jnp.inf)
+
+  def more(state):
+    slot, _, best, _, _ = state
+    return (slot < slots.size) & (best.max() > -jnp.inf)
+
+  def keep(state):
+    slot, owner, best, first, keeper = state
+    _, seed = _best(best, first)
+    home = jnp.argmax((best > -jnp.inf) & (first == seed)).astype(jnp.int32)
+    is_seed = (scores[home] > -jnp.inf) & (priority[home] == seed)
+    lane = jnp.argmax(is_seed).astype(jnp.int32)
+    box = [c[home, lane] for c in corners]
+    group = groups[home, lane]
+    hit = _within_reach(ranges, box, group, threshold) & (best > -jnp.inf)
+    hit |= jnp.arange(num_chunks) == home
+
+    def take(owner, scores, corners, groups, priority):
+      taken = _overlap(corners, box) > threshold
+      taken = (taken & (groups == group)) | (priority == seed)
+      owner = jnp.where(taken & (owner < 0), slot, owner)
+      left = jnp.where(owner < 0, scores, -jnp.inf)
+      return owner, *_best(left, priority)
+
+    rows = (scores, corners, groups, priority)
+    owner, best, first = _update(take, hit, (owner, best, first), rows)
+    keeper = keeper.at[slot].set(home * CHUNK + lane)
+    return slot + 1, owner, best, first, keeper
+
+  owner = jnp.full(scores.shape, -1, jnp.int32)
+  keeper = jnp.full(slots.shape, -1, jnp.int32)
+  state = (jnp.int32(0), owner, *_best(scores, priority), keeper)
+  _, owner, best, _, keeper = jax.lax.while_loop(more, keep, state)
+  owner = jnp.where(scores > -jnp.inf, owner, -1).reshape(-1)[:count]
+  return keeper, owner, best.max() > -jnp.inf
+
+
+def _update(take, hit, state, rows):
+  """Replaces each hit row of state = (owner, ...) by take(owner, *rows)."""
+  num_chunks = hit.shape[0]
+  chunks = jnp.arange(num_chunks, dtype=jnp.int32)
+
+  def next_hit(after):
+    return jnp.where(hit & (chunks > after), chunks, num_chunks).min()
+
+  def step(carry):
+    chunk, state = carry
+    at = functools.partial(
+      jax.lax.dynamic_index_in_dim, index=chunk, keepdims=False
+    )
+    # Always true; the branch keeps XLA from fusing the read of the owners
+    # into several loops, for which it would copy all of them every time.
+    new = jax.lax.cond(
+      at(hit),
+      lambda owner: take(owner, *jax.tree.map(at, rows)),
+      lambda owner: (owner, *map(at, state[1:])),
+      at(state[0]),
+    )
+    put = functools.partial(
+      jax.lax.dynamic_update_index_in_dim, index=chunk, axis=0
+    )
+    return next_hit(chunk), tuple(map(put, state, new))
+
+  carry = (next_hit(-1), state)
+  return jax.lax.while_loop(lambda c: c[0] < num_chunks, step, carry)[1]
+
+
+def _ranges(corners, groups, live):
+  """Lowest and highest doubled centre (y, x) and group of chunks' candidates.
+
+  A chunk without candidates has an empty range, infinity to -infinity.
+  """
+  y0, x0, y1, x1 = corners
+  values = (y0 + y1, x0 + x1, groups.astype(y0.dtype))
+  return [
+    (
+      jnp.where(live, value, jnp.inf).min(-1),
+      jnp.where(live, value, -jnp.inf).max(-1),
+    )
+    for value in values
+  ]
+
+
+def _within_reach(ranges, box, group, threshold):
+  """Which chunks may hold a box of the group of IoU > threshold with `box`.
+
+  With height h of the box, IoU > t implies that the centres' distance in y is
+  below h (1 - t) / (2 t): the IoU of the two intervals bounds that of the
+  boxes, and the other's height is below h / t. Likewise in x. Some room is
+  left for rounding, and the tests are written so that a NaN is a hit.
+  """
+  factor = 1.001 * (1 - threshold) / threshold
+  low, high = ranges[2]
+  hit = ~((low > group) | (high < group))
+  for axis, (low, high) in enumerate(ranges[:2]):
+    start, end = box[axis], box[axis + 2]
+    reach = factor * (end - start) + 1e-5 * (abs(start) + abs(end))
+    hit &= ~((low > start + end + reach) | (high < start + end - reach))
+  return hit

@@ -1,0 +1,82 @@
+"""Voting against a naive NumPy loop, ties included."""
+
+import jax
+import numpy as np
+import pytest
+
+from fcrn_jax.instances import voting
+
+
+def naive_vote(scores, boxes, candidates, threshold, slots, groups):
+  """One candidate at a time, in float64."""
+  boxes = boxes.astype(np.float64)
+  keeper, owner = [], np.full(len(scores), -1)
+  left = {i for i in range(len(scores)) if candidates[i]}
+  while left and len(keeper) < slots:
+    seed = min(left, key=lambda i: (-scores[i], i))
+    for i in sorted(left):
+      a, b = boxes[i], boxes[seed]
+      shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
+      shared *= max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+      union = max(a[2] - a[0], 0) * max(a[3] - a[1], 0) - shared
+      union += max(b[2] - b[0], 0) * max(b[3] - b[1], 0)
+      overlap = shared / union if union else 0
+      if i == seed or (overlap > threshold and groups[i] == groups[seed]):
+        owner[i] = len(keeper)
+        left.remove(i)
+    keeper.append(seed)
+  return keeper, owner, bool(left)
+
+
+def random_case(rng, count):
+  """Coarse integer boxes and scores, so that ties abound."""
+  corner = rng.integers(0, rng.choice([4, 12, 60]), (count, 2))
+  size = rng.integers(-1, 9, (count, 2))
+  boxes = np.concatenate([corner, corner + size], 1).astype(np.float32)
+  scores = rng.integers(0, 6, count).astype(np.float32) / 8
+  groups = rng.integers(0, rng.integers(1, 4), count).astype(np.int32)
+  return scores, boxes, rng.random(count) < 0.8, groups
+
+
+def check(votes, scores, boxes, candidates, threshold, slots, groups):
+  keeper, owner, left = naive_vote(
+    scores, boxes, candidates, threshold, slots, groups
+  )
+  assert votes.keeper[: len(keeper)].tolist() == keeper
+  assert (votes.keeper[len(keeper) :] == -1).all()
+  np.testing.assert_array_equal(votes.owner, owner)
+  np.testing.assert_array_equal(votes.valid, np.arange(slots) < len(keeper))
+  assert bool(votes.truncated) == left
+  centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+  for k, seed in enumerate(keeper):
+    mine = owner == k
+    assert votes.num_votes[k] == mine.sum()
+    np.testing.assert_allclose(
+      votes.confidence[k], scores[mine].mean(), rtol=1e-5, atol=1e-6
+    )
+    square = ((centers[mine] - centers[seed]) ** 2).sum(1).mean()
+    np.testing.assert_allclose(votes.spread[k] ** 2, square, atol=1e-4)
+  for values in (votes.confidence, votes.num_votes, votes.spread):
+    assert not values[len(keeper) :].any()
+
+
+@pytest.mark.parametrize("program", ["chunks", "passes"])
+@pytest.mark.parametrize("slots", [6, 40])
+def test_equals_naive_loop(program, slots, monkeypatch):
+  if program == "chunks":
+    monkeypatch.setattr(voting, "CHUNK", 8)  # many chunks a case
+  else:
+    monkeypatch.setattr(voting, "_vote_by_chunks", voting._vote_in_passes)
+  rng = np.random.default_rng(slots)
+  cases, count = 500, 40
+  run = jax.jit(
+    jax.vmap(lambda s, b, c, g, t: voting.vote(s, b, c, t, slots, g))
+  )
+  data = [random_case(rng, count) for _ in range(cases)]
+  thresholds = rng.choice([0, 0.25, 0.3, 0.5, 0.7], cases).astype(np.float32)
+  votes = run(*map(np.stack, zip(*data, strict=True)), thresholds)
+  votes = jax.tree.map(np.asarray, votes)
+  for i, (scores, boxes, candidates, groups) in enumerate(data):
+    one = jax.tree.map(lambda x, i=i: x[i], votes)
+    threshold = float(str(thresholds[i]))
+    check(one, scores, boxes, candidates, threshold, slots, groups)
