@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
 
 from fcrn_jax import inference
@@ -43,16 +44,16 @@ class Artefact:
       predictor.artefact.
   """
 
-  def __init__(self, metadata: dict[str, Any], weights, network, segment):
+  def __init__(self, metadata: dict[str, Any], weights, programs):
+    """See `load`; programs are jax.export.Exported by name."""
     self.metadata = metadata
-    # Uncommitted, so that they go where the images are.
-    self._weights = jax.tree.map(jnp.asarray, weights)
-    self._network = jax.jit(network.call)
-    self._segment = jax.jit(segment.call)
+    self._weights = weights
+    self._programs = programs
+    self._placed: dict[int, Any] = {}  # weights and jitted programs
 
   def network(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
     """The heads' outputs; H and W are multiples of metadata["multiple"]."""
-    return self._network(self._weights, images)
+    return self._run("network", images)
 
   def call(self, images: UInt8[Array, "..."]) -> dict[str, Array]:
     """Category map and instances of images of any one size, b H W 3.
@@ -76,11 +77,39 @@ class Artefact:
     canvas[:] = inference.FILL
     canvas[:, :height, :width] = images
     sizes = np.tile(np.int32([height, width]), (count, 1))
-    out = self._segment(self._weights, canvas, sizes)
+    out = self._run("segment", canvas, sizes)
     for name in ("semantic", "confidence", "labels"):
       if name in out:
         out[name] = out[name][..., :height, :width]
     return out
+
+  def _run(self, name, *batch):
+    """The program's result, the batch shared out where devices divide it."""
+    devices = jax.local_devices()
+    count = 1 if len(batch[0]) % len(devices) else len(devices)
+    if count not in self._placed:
+      mesh = Mesh(np.array(devices[:count]), ("batch",))
+      weights = jax.device_put(
+        self._weights, NamedSharding(mesh, PartitionSpec())
+      )
+      shared = PartitionSpec("batch")
+      programs = {
+        key: jax.jit(
+          jax.shard_map(
+            lambda weights, batch, program=program: program.call(
+              weights, *batch
+            ),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), shared),
+            out_specs=shared,
+            check_vma=False,
+          )
+        )
+        for key, program in self._programs.items()
+      }
+      self._placed[count] = weights, programs
+    weights, programs = self._placed[count]
+    return programs[name](weights, batch)
 
 
 def save(
@@ -146,9 +175,10 @@ def load(path: str | os.PathLike) -> Artefact:
     with zipfile.ZipFile(path) as archive:
       metadata = json.loads(archive.read("metadata.json"))
       weights = safetensors.numpy.load(archive.read("weights.safetensors"))
-      programs = [
-        archive.read(f"{name}.jaxexport") for name in ("network", "segment")
-      ]
+      programs = {
+        name: archive.read(f"{name}.jaxexport")
+        for name in ("network", "segment")
+      }
   except (
     KeyError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError,
   ) as error:  # fmt: skip
@@ -161,15 +191,16 @@ def load(path: str | os.PathLike) -> Artefact:
       f" {FORMAT}. Export it again."
     )
   try:
-    network, segment = (
-      jax_export.deserialize(bytearray(program)) for program in programs
-    )
+    programs = {
+      name: jax_export.deserialize(bytearray(program))
+      for name, program in programs.items()
+    }
   except Exception as error:  # whatever jaxlib raises; the cause is shown
     raise ValueError(
       f"{path} was exported by JAX {metadata['jax']}, which JAX"
       f" {jax.__version__} does not read: {error}. Export it again."
     ) from error
-  return Artefact(metadata, weights, network, segment)
+  return Artefact(metadata, weights, programs)
 
 
 def _flatten(tree, prefix=""):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +17,19 @@ import safetensors.numpy
 from configs import default
 from fcrn_jax import checkpoint, export, inference, models
 from fcrn_jax.models import pretrained
-from fcrn_jax.predictor import Predictor
+from fcrn_jax.predictor import Predictor, artefact
 from fcrn_jax.predictor.loading import create_model
 from fcrn_jax.training import step
 
 BGR = {"mean": (1.0, 2.0, 3.0), "scale": (0.02, 0.02, 0.02)}
 
 
-def write_workdir(
-  folder, heads=("semantic", "boxes"), name="fcrn_tiny", seed=0
-):
+def write_workdir(folder, heads=("semantic", "boxes"), seed=0):
   """A workdir of a network with random weights, as training leaves it."""
   config = default.get_config().unlock()
   config.categories = ("ant", "bee", "cat")
-  config.model.name = name
+  config.model.name = "fcrn_tiny"
   config.model.heads = heads
-  config.model.width = 64 if name == "fcrn_tiny" else 4
   config.model.box_unit = 16.0
   config.preprocessing = {**BGR, "channel_order": "bgr"}
   config.data.name = "shapes"
@@ -60,7 +58,7 @@ def write_workdir(
   return folder
 
 
-def save(predictor, path):
+def write(predictor, path):
   """predictor.save without shape checks, which choke on symbolic sizes."""
   jaxtyping.config.update("jaxtyping_disable", True)
   try:
@@ -82,7 +80,7 @@ def live(workdir):
 @pytest.fixture(scope="module")
 def file(live, tmp_path_factory):
   path = tmp_path_factory.mktemp("export") / "model.fcrn"
-  save(live, path)
+  write(live, path)
   return path
 
 
@@ -108,8 +106,10 @@ def assert_same(a, b):
 @pytest.mark.parametrize("size", [(33, 50), (150, 200)])
 def test_predictor_of_the_file_equals_the_live_one(size, live, file):
   """The second size goes through in tiles."""
-  image = picture(*size)
-  assert_same(Predictor.load(file)(image), live(image))
+  images = [picture(*size), picture(*size, seed=1)]
+  found = Predictor.load(file).predict_batch(images)
+  for a, b in zip(found, live.predict_batch(images), strict=True):
+    assert_same(a, b)
 
 
 def test_settings_travel(live, file):
@@ -130,8 +130,7 @@ def test_settings_travel(live, file):
 
 def test_the_program_alone_gives_the_same(live, file):
   image = picture(33, 50)
-  artefact = export.load(file)
-  out = artefact.call(np.stack([image, picture(33, 50, seed=1)]))
+  out = export.load(file).call(np.stack([image, picture(33, 50, seed=1)]))
   result = live(image)
   np.testing.assert_array_equal(out["semantic"][0], result.semantic)
   labels = np.asarray(out["labels"][0])
@@ -199,21 +198,26 @@ def test_two_networks_in_one_file(tmp_path):
   scores = write_workdir(tmp_path / "s", ("semantic",), seed=1)
   boxes = write_workdir(tmp_path / "l", ("boxes",), seed=2)
   live = Predictor.load(semantic=scores, localization=boxes)
-  save(live, tmp_path / "both.fcrn")
+  write(live, tmp_path / "both.fcrn")
   loaded = Predictor.load(tmp_path / "both.fcrn")
   assert_same(loaded(picture(48, 64)), live(picture(48, 64)))
   # Categories alone.
-  save(Predictor.load(semantic=scores), tmp_path / "scores.fcrn")
+  write(Predictor.load(semantic=scores), tmp_path / "scores.fcrn")
   loaded = Predictor.load(tmp_path / "scores.fcrn")
   result = loaded(picture(48, 64))
   np.testing.assert_array_equal(result.semantic, live(picture(48, 64)).semantic)
   assert len(result) == 0
   out = export.load(tmp_path / "scores.fcrn").call(picture(48, 64)[None])
   assert set(out) == {"semantic", "confidence"}
-  coarse = write_workdir(tmp_path / "c", ("boxes",), "fcrn18_s8_k1_d1")
+
+
+def test_networks_of_two_strides_are_refused(tmp_path):
+  networks = {
+    head: SimpleNamespace(model=SimpleNamespace(stride=stride))
+    for head, stride in (("semantic", 4), ("boxes", 8))
+  }
   with pytest.raises(ValueError, match=r"strides \[4, 8\]"):
-    mixed = Predictor.load(semantic=scores, localization=coarse)
-    mixed.save(tmp_path / "x")
+    artefact.save(tmp_path / "x", None, networks)
 
 
 def test_own_networks_are_told_what_to_do(tmp_path):
@@ -271,8 +275,6 @@ def test_command_writes_both(workdir, tmp_path, live):
 
 
 def test_saved_weights_load_into_a_model(workdir, tmp_path):
-  from fcrn_jax.predictor import artefact
-
   path = tmp_path / "w.safetensors"
   artefact.save_weights(path, workdir)
   found = pretrained.preprocessing(path)
