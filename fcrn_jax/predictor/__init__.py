@@ -6,6 +6,7 @@ result.semantic, result.label_map, result.classes, result.scores
 """
 
 import collections
+import dataclasses
 import math
 import os
 import pathlib
@@ -20,11 +21,13 @@ from jaxtyping import Shaped
 
 from fcrn_jax import inference, instances
 from fcrn_jax.data import transforms
-from fcrn_jax.predictor import grouping
+from fcrn_jax.predictor import grouping, large
 from fcrn_jax.predictor.result import Result
 from fcrn_jax.types import Array
 
 __all__ = ["Predictor", "Result"]
+
+_LARGE = 2048 * 2048  # pixels
 
 # H W 3 RGB or H W gray, uint8; check_image tells callers what is wrong.
 Image = Shaped[Array, "..."]
@@ -162,8 +165,8 @@ class Predictor:
     `progress`; they may be memory-mapped.
     """
     check_image(image)
-    if self._is_tiled(image):
-      return self.group(self.maps(image, progress), image)
+    if self._is_large(image):
+      return self.group(self.maps(image, progress), image, None, progress)
     return self.predict_batch([image])[0]
 
   def predict_batch(self, images: Sequence[Image]) -> list[Result]:
@@ -176,7 +179,7 @@ class Predictor:
     buckets: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
       check_image(image)
-      if self._is_tiled(image):
+      if self._is_large(image):
         results[index] = self(image)
       else:
         size = (round(n * self.input_scale) for n in image.shape[:2])
@@ -213,24 +216,33 @@ class Predictor:
     maps: inference.Maps,
     image: Image,
     options: instances.Options | None = None,
+    progress: bool = False,
   ) -> Result:
     """Steps 3 to 6 of the paper's section 2.1 for maps of that image."""
-    options = self.options if options is None else options
-    return grouping.group_one(
-      maps, image, options, self.stride, self.categories
+    settings = (
+      self.options if options is None else options,
+      self.stride,
+      self.categories,
     )
+    if self._is_large(image):
+      return large.group_large(maps, image, *settings, progress)
+    return grouping.group_one(maps, image, *settings)
 
   def explain(self, image: Image, number: int = 12) -> Image:
     """A picture of why the `number` best instances are there."""
-    maps = self.maps(image)
+    maps, options = self.maps(image), self.options
+    if options.masks == "full":  # whose votes are not the maps' cells
+      options = dataclasses.replace(options, masks="boxes")
     result = grouping.group_one(
-      maps, image, self.options, self.stride, self.categories, True
+      maps, image, options, self.stride, self.categories, True
     )
     return grouping.draw_evidence(maps, image, result, self.stride, number)
 
-  def _is_tiled(self, image):
+  def _is_large(self, image):
+    """Whether it is tiled, or its pixels are too many for one program."""
     longest = max(image.shape[:2]) * self.input_scale
-    return 0 < self.views.tile < longest
+    tiled = 0 < self.views.tile < longest
+    return tiled or math.prod(image.shape[:2]) > _LARGE
 
   def _one_batch(self, images, count):
     inputs = [inference.as_rgb(self._network_image(image)) for image in images]

@@ -72,15 +72,19 @@ def group_one(
   with_owners: bool = False,
 ) -> Result:
   """The result of one image of any size from its own `h w` maps."""
-  # To the cells that a batch of such images would have, where there are some.
+  return group_batch(
+    pad(maps, stride), [image], options, stride, categories, with_owners
+  )[0]
+
+
+def pad(maps: Maps, stride: int | float) -> Maps:
+  """`h w` maps as a batch of one, padded to the cells of a bucket."""
+  # Those that a batch of such images would have, where there are some.
   unit = stride if 32 % stride == 0 else 1
   pads = [(0, bucket(n * unit) // unit - n) for n in maps.probs.shape[:2]]
-  padded = jax.tree.map(
+  return jax.tree.map(
     lambda x: np.pad(x, (*pads, *[(0, 0)] * (x.ndim - 2)), "edge")[None], maps
   )
-  return group_batch(padded, [image], options, stride, categories, with_owners)[
-    0
-  ]
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -122,6 +126,9 @@ def group_image(
   confidence = upsampled.max(axis=-1).astype(jnp.float16)
   if maps.boxes is None:
     return Found(semantic, confidence, None, None)
+  if options.masks == "full":
+    maps = Maps(upsampled, masks_lib.upsample(maps.boxes, canvas, stride))
+    stride = 1
   voters = without_padding(maps.probs, size, stride)
   found = instances.find(voters, maps.boxes, options, size, stride)
   labels = masks_lib.assign(
@@ -153,12 +160,7 @@ def _result(found: Found, image, stride, categories) -> Result:
     for x in (found.semantic, found.confidence)
   )
   if found.hypotheses is None:
-    empty = np.zeros((0, 4), np.float32)
-    layers = np.zeros((1, height, width), np.uint16)
-    return Result(
-      semantic, confidence, layers, np.zeros(0, np.int32), empty[:, 0],
-      empty, categories=categories, image=image,
-    )  # fmt: skip
+    return without_instances(semantic, confidence, image, categories)
   hypotheses = found.hypotheses
   labels = found.labels[:, :height, :width]
   number = len(hypotheses.valid)
@@ -191,6 +193,21 @@ def _result(found: Found, image, stride, categories) -> Result:
       owners,
     ),
     image,
+  )
+
+
+def without_instances(semantic, confidence, image, categories) -> Result:
+  """The result of a network that has no box head."""
+  empty = np.zeros((0, 4), np.float32)
+  return Result(
+    semantic,
+    confidence,
+    np.zeros((1, *semantic.shape), np.uint16),
+    np.zeros(0, np.int32),
+    empty[:, 0],
+    empty,
+    categories=categories,
+    image=image,
   )
 
 

@@ -1,0 +1,112 @@
+"""Seconds and memory from an image to its Result, by size of the image.
+
+Images are full of discs whose pixels spell out their boxes, so that the
+network's maps can be true, as after training, whatever its weights; the
+network runs all the same. Options: name, width (of the network), sizes (sides,
+ascending: memory is the process's peak so far), pitch (pixels a disc),
+repeats, tile, overlap.
+"""
+
+import resource
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fcrn_jax import inference, instances, models
+from fcrn_jax.predictor import Predictor
+
+
+def run(options: dict) -> list[dict]:
+  """One row a size; the first call, with compilation, is its own column."""
+  name = options.get("name", "fcrn18_s4_k3_d6")
+  sizes = options.get("sizes", "256 512 1024 2048").split()
+  pitch = int(options.get("pitch", 40))
+  repeats = int(options.get("repeats", 3))
+  views = inference.Options(
+    tile=int(options.get("tile", 2048)),
+    tile_overlap=int(options.get("overlap", 256)),
+  )
+  model = models.create(
+    name, {"semantic": 2, "boxes": 1}, width=int(options.get("width", 16))
+  )
+  apply_fn = true_maps_at_its_cost(model)
+  grouping = instances.Options(max_instances=4096)
+  predictor = Predictor(
+    apply_fn, model.stride, ("disc",), views=views, options=grouping
+  )
+  return [
+    {"network": name, **measure(predictor, apply_fn, int(side), pitch, repeats)}
+    for side in sizes
+  ]
+
+
+def measure(predictor, apply_fn, side: int, pitch: int, repeats: int) -> dict:
+  """The row of one size; what is tiled runs once, compilation included."""
+  image = discs(side, pitch)
+  tiled = side > predictor.views.tile
+  calls = []
+  for _ in range(1 if tiled else repeats + 1):
+    start = time.perf_counter()
+    maps = predictor.maps(image, progress=tiled)
+    middle = time.perf_counter()
+    result = predictor.group(maps, image, progress=tiled)
+    calls.append((middle - start, time.perf_counter() - middle))
+  first, (maps_only, rest) = sum(calls[0]), np.min(calls, axis=0)
+  return {
+    "side": side,
+    "tiled": tiled,
+    "discs": (-(-side // pitch)) ** 2,
+    "found": len(result),
+    "truncated": result.truncated,
+    "first_s": round(first, 3),
+    "maps_s": round(maps_only, 4),
+    "grouping_s": round(rest, 4),
+    "grouping_share": round(rest / (maps_only + rest), 3),
+    "peak_gib": round(
+      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
+    ),
+  }
+
+
+def discs(side: int, pitch: int) -> np.ndarray:
+  """Discs of several sizes on a grid, side side 3.
+
+  Channels, at every pixel: offset to the centre of its disc (y, x) + 128, and
+  the diameter.
+  """
+  position = np.arange(side)
+  center = position // pitch * pitch + pitch // 2
+  offset = (center - position + 128).astype(np.uint8)
+  number = position // pitch
+  size = pitch // 2 + (7 * number[:, None] + 5 * number) % (pitch // 2)
+  image = np.empty((side, side, 3), np.uint8)
+  image[..., 0], image[..., 1] = offset[:, None], offset
+  image[..., 2] = size
+  return image
+
+
+def true_maps_at_its_cost(model):
+  """An apply function that runs the network and returns the true maps."""
+  variables = jax.jit(model.init, static_argnames="train")(
+    jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
+  )
+  half = model.stride // 2
+
+  @jax.jit
+  def apply(variables, images):
+    x = images[:, half :: model.stride, half :: model.stride]
+    dy, dx, size = jnp.moveaxis(x.astype(jnp.float32), -1, 0)
+    dy, dx = dy - 128, dx - 128
+    inside = dy**2 + dx**2 < (size / 2) ** 2
+    semantic = 8.0 * jnp.stack([~inside, inside], axis=-1)
+    boxes = jnp.stack([dy, dx, size, size], axis=-1)[..., None, :]
+    out = model.apply(variables, images / 255.0, train=False)
+    # So little that it changes nothing, but XLA cannot know.
+    return {
+      "semantic": semantic + 1e-30 * out["semantic"],
+      "boxes": boxes + 1e-30 * out["boxes"],
+    }
+
+  return lambda images: apply(variables, images)
