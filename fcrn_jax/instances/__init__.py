@@ -10,17 +10,14 @@ what it found; `extract` is the whole chain. All of it per image, without a
 batch axis, under jit, vmap and jax.export.
 """
 
-import dataclasses
-import functools
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from fcrn_jax import boxes as boxes_lib
 from fcrn_jax.instances import masks as masks_lib
 from fcrn_jax.instances.masks import top_categories
+from fcrn_jax.instances.options import Hypotheses, Options
 from fcrn_jax.instances.region_nms import region_nms, shared_pixels
 from fcrn_jax.instances.voting import Votes, from_tiles, to_tiles, vote
 from fcrn_jax.types import Array, Instances
@@ -35,72 +32,6 @@ __all__ = [
   "top_categories",
   "vote",
 ]
-
-
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=[
-    "score_floor",
-    "iou_threshold",
-    "region_overlap",
-    "min_area",
-    "min_fill",
-    "min_agreement",
-  ],
-  meta_fields=["num_masks", "max_instances", "masks"],
-)
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """Settings of the grouping.
-
-  Numbers that shape nothing are data to jit: a search over them compiles
-  once. Paper: only num_masks (its n, no value given) and the any-pixel rule
-  of region_overlap; every value here is ours.
-  """
-
-  num_masks: int = 2  # the paper's n
-  score_floor: float | Array = 0.05  # of a candidate's score
-  iou_threshold: float | Array = 0.5  # of voting
-  max_instances: int = 100
-  region_overlap: float | Array = 0.0  # IoU of regions; 0 = any shared pixel
-  min_area: float | Array = 0.0  # of a cluster, square pixels of the image
-  # A cluster must fill this part of its box within the image: pixels near a
-  # border predict poor boxes and make clusters of their own, fragments.
-  min_fill: float | Array = 0.25
-  min_agreement: float | Array = 0.0  # IoU of a pixel's box with its owner's
-  # boxes: a pixel goes to the hypothesis whose box its own agrees with best;
-  # scores: to the cluster with the largest upsampled score; blocks: to the
-  # cluster of its cell; full: voting at image resolution.
-  masks: str = "boxes"
-
-  def __post_init__(self):
-    if self.masks not in masks_lib.MODES:
-      raise ValueError(
-        f"masks is {self.masks!r}; expected one of {masks_lib.MODES}."
-      )
-
-  @classmethod
-  def paper(cls) -> "Options":
-    """The paper to the letter: fragments stay, blocks on upsampled scores."""
-    return cls(min_fill=0.0, masks="blocks")
-
-
-class Hypotheses(NamedTuple):
-  """What was found and why, sorted by falling score; `m` slots."""
-
-  boxes: Float[Array, "m 4"]  # the seed's box
-  classes: Int[Array, "m"]  # 1 ... C, 0 = empty slot
-  scores: Float[Array, "m"]
-  valid: Bool[Array, "m"]
-  truncated: Bool[Array, ""]
-  mask: Int[Array, "m"]  # 0 ... n - 1: the nested mask it was found in
-  seeds: Int[Array, "m 2"]  # cell (i, j) of the seed
-  num_votes: Int[Array, "m"]  # cells that voted for it
-  spread: Float[Array, "m"]  # RMS distance of their box centres, pixels
-  fill: Float[Array, "m"]  # area of the votes / area of the box
-  # owners[k, r]: the hypothesis of mask k that owns the cell's r-th best
-  # category, -1 = none
-  owners: Int[Array, "k r h w"]
 
 
 def find(
