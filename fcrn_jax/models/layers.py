@@ -7,13 +7,14 @@ sparse one exactly (section 2.3 of the paper, the hole algorithm).
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from fcrn_jax.types import Array
 
-HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def conv(
@@ -27,17 +28,39 @@ def conv(
   Output size is ceil(size / stride); output cell i is centred on input cell
   i * stride whatever the size.
   """
-  if kernel.shape[0] == 1:
-    return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
-  padding = dilation * (kernel.shape[0] - 1) // 2
-  return jax.lax.conv_general_dilated(
-    x,
-    kernel,
-    (stride, stride),
-    [(padding, padding)] * 2,
-    rhs_dilation=(dilation, dilation),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
+  size, features = kernel.shape[0], kernel.shape[-1]
+  if size == 1:
+    x, stride = x[:, ::stride, ::stride], 1
+  height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+  least = _LEAST if features >= 32 else 2 * _LEAST
+  below, right = _lacking(height, least), _lacking(width, least)
+  if below or right:
+    edges = ((0, 0), (0, below * stride), (0, right * stride), (0, 0))
+    # The barrier keeps XLA from turning the edges into uneven padding.
+    x = jax.lax.optimization_barrier(jnp.pad(x, edges))
+  if size == 1:
+    y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+  else:
+    padding = dilation * (size - 1) // 2
+    y = jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (stride, stride),
+      [(padding, padding)] * 2,
+      rhs_dilation=(dilation, dilation),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+  return y[:, :height, :width]
+
+
+# From this height and width on (twice that for few channels), XLA's CPU
+# products sum in an order that does not depend on the map's size (measured).
+_LEAST = 8
+
+
+def _lacking(length, least):
+  # The sizes of a program that is exported are symbols; it goes without.
+  return 0 if jax.export.is_symbolic_dim(length) else max(least - length, 0)
 
 
 def max_pool(
@@ -145,29 +168,26 @@ def wide_conv(
 ) -> Float[Array, "b h w o"]:
   """A convolution of few output channels and a wide reach, in float32.
 
-  One product to k * k * o channels, followed by k * k shifted adds.
+  One product to k * k * o channels, followed by k * k shifted adds: x is read
+  once, and no product is made with the padding.
   """
-  size, _, _, features = kernel.shape
-  padding = dilation * (size - 1) // 2
-  product = jnp.einsum(
-    "bhwi,yxio->yxbhwo", x, kernel, preferred_element_type=jnp.float32
+  size, padding = kernel.shape[0], dilation * (kernel.shape[0] - 1) // 2
+  taps = jnp.einsum(
+    "bhwi,yxio->bhwyxo", x, kernel, preferred_element_type=jnp.float32
   )
-  height, width = x.shape[1:3]
-  total = 0
+  total = jnp.zeros((), jnp.float32)
   for row in range(size):
     for column in range(size):
-      total += _shift(
-        product[row, column],
-        row * dilation - padding,
-        column * dilation - padding,
-      )
+      dy, dx = row * dilation - padding, column * dilation - padding
+      total += _shifted(taps[:, :, :, row, column], dy, dx)
   return total
 
 
-def _shift(x, dy, dx):
-  """y[i, j] = x[i + dy, j + dx], zero outside."""
-  return jax.lax.pad(
-    x,
-    jnp.zeros((), x.dtype),
-    [(0, 0, 0), (-dy, dy, 0), (-dx, dx, 0), (0, 0, 0)],
-  )
+def _shifted(x, dy, dx):
+  """y[i, j] = x[i + dy, j + dx], zero outside; shifts may exceed the map."""
+  height, width = x.shape[1:3]
+  symbolic = any(map(jax.export.is_symbolic_dim, (height, width)))
+  if not symbolic and (abs(dy) >= height or abs(dx) >= width):
+    return jnp.zeros_like(x)
+  edges = [(0, 0, 0), (-dy, dy, 0), (-dx, dx, 0), (0, 0, 0)]
+  return jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
