@@ -6,6 +6,8 @@ import logging
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -349,6 +351,24 @@ def test_own_names_without_conventions_need_a_source(tmp_path):
   models.load_pretrained(
     tmp_path / "x.npz", model, variables, source="torchvision"
   )
+
+
+def test_command_converts(saved, tmp_path):
+  command = [sys.executable, "-m", "experiments.convert_weights"]
+  out = tmp_path / "out.safetensors"
+  done = subprocess.run(
+    [*command, f"--input={saved}", f"--output={out}"],
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 0 and "channel_order='rgb'" in done.stdout
+  before, after = pretrained.read(saved), pretrained.read(out)
+  assert after.conventions == before.conventions
+  jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
+  done = subprocess.run(
+    [*command, f"--input={tmp_path}/x.pth", f"--output={out}"],
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 1 and "x.pth is not a file" in done.stderr
 
 
 # ----------------------------------------------------------- broken and hostile
