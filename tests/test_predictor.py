@@ -1,14 +1,18 @@
 """Predictor and Result: every road in, every file out."""
 
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from experiments.benchmarks.predict import discs
 from fcrn_jax import checkpoint, inference, instances
-from fcrn_jax.predictor import Predictor, Result, grouping, read_ahead
+from fcrn_jax.predictor import Predictor, Result, grouping, large, read_ahead
 from fcrn_jax.predictor import result as result_lib
 from tests import test_inference as scenes
 from tests import workdirs
@@ -89,6 +93,83 @@ def test_views_and_tiles_reach_the_result():
     inference.Options(tile=96, tile_overlap=48),
   ):
     assert_scene(perfect(views=views)(image), image, pixels=40)
+
+
+@jax.jit
+def see_discs(images):
+  """A perfect network of stride 4 for benchmarks.predict.discs."""
+  x = images[:, 2::4, 2::4].astype(jnp.float32)
+  dy, dx, size = x[..., 0] - 128, x[..., 1] - 128, x[..., 2]
+  inside = dy**2 + dx**2 < (size / 2) ** 2
+  boxes = jnp.stack([dy, dx, size, size], axis=-1)
+  semantic = jnp.stack([~inside, inside], axis=-1) * 8.0
+  return {"semantic": semantic, "boxes": boxes[..., None, :]}
+
+
+def assert_equal(a, b):
+  np.testing.assert_array_equal(a.label_map, b.label_map)
+  np.testing.assert_array_equal(a.semantic, b.semantic)
+  np.testing.assert_allclose(a.confidence, b.confidence, atol=1e-3)
+  np.testing.assert_array_equal(a.classes, b.classes)
+  np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+  np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-4)
+  for mine, other in zip(a.evidence[:4], b.evidence[:4], strict=True):
+    np.testing.assert_allclose(mine, other, atol=1e-4)
+
+
+def test_large_images_have_no_seams(monkeypatch):
+  # In 3 x 3 tiles and 4 x 4 regions: as whole, to the last pixel.
+  image = discs(300, 40)[:, :268]
+  options = instances.Options(max_instances=128)
+  whole = Predictor(see_discs, 4, ("disc",), options=options)
+  monkeypatch.setattr(large, "REGION", 96)
+  tiled = Predictor(
+    see_discs, 4, ("disc",),
+    views=inference.Options(tile=128, tile_overlap=32),
+    options=instances.Options(max_instances=2),  # in 96 x 96, and more
+  )  # fmt: skip
+  result, expected = tiled(image), whole(image)
+  assert len(result) == 8 * 7 and not result.truncated
+  # But for equal scores and ties between neighbours, which blending rounds.
+  np.testing.assert_array_equal(result.semantic, expected.semantic)
+  pairs = np.stack([result.label_map.ravel(), expected.label_map.ravel()])
+  _, sizes = np.unique(pairs, axis=1, return_counts=True)
+  sizes = np.sort(sizes)[::-1]
+  assert sizes[len(result) + 1 :].sum() == 0
+  np.testing.assert_allclose(
+    sorted(result.boxes.tolist()), sorted(expected.boxes.tolist()), atol=1e-3
+  )
+  too_many = dataclasses.replace(options, masks="full")
+  with pytest.raises(ValueError, match="masks is 'full'"):
+    tiled.group(tiled.maps(image), image, too_many)
+
+
+def test_regions_of_cells_of_no_whole_pixels(monkeypatch):
+  # Three cells are 16 pixels.
+  monkeypatch.setattr(large, "REGION", 50)
+  predictor = Predictor(see_discs, 4, ("disc",), input_scale=0.75)
+  assert predictor.stride == pytest.approx(16 / 3)
+  image = discs(230, 50)
+  maps = Predictor(see_discs, 4, ("disc",)).maps(image[:176, :172])
+  image = image[: 16 * 14, : 16 * 14]
+  settings = (predictor.options, predictor.stride, ("disc",))
+  whole = grouping.group_one(maps, image, *settings)
+  assert len(whole) > 3
+  assert_equal(large.group_large(maps, image, *settings), whole)
+
+
+def test_large_category_maps(joint, monkeypatch, tmp_path):
+  monkeypatch.setattr(large, "REGION", 40)
+  image = image_of(8, 100, 90)
+  path = workdirs.make(tmp_path, ("semantic",))
+  whole = Predictor.load(path)
+  tiled = Predictor.load(path)
+  maps = whole.maps(image)
+  tiled.views = inference.Options(tile=64, tile_overlap=32)
+  np.testing.assert_array_equal(
+    tiled.group(maps, image).semantic, whole.group(maps, image).semantic
+  )
+  assert len(tiled(image)) == 0
 
 
 def test_batches_equal_single_images(joint):

@@ -121,22 +121,37 @@ def group_image(
     whole = isinstance(stride, int)  # as for export, whose sizes are symbolic
     canvas = [n * stride if whole else math.ceil(n * stride) for n in canvas]
   canvas = tuple(canvas)
-  upsampled = masks_lib.upsample(maps.probs, canvas, stride)
-  semantic = jnp.argmax(upsampled, axis=-1).astype(jnp.uint8)
-  confidence = upsampled.max(axis=-1).astype(jnp.float16)
   if maps.boxes is None:
-    return Found(semantic, confidence, None, None)
+    return paint(maps, None, options, stride, canvas)
   if options.masks == "full":
-    maps = Maps(upsampled, masks_lib.upsample(maps.boxes, canvas, stride))
+    maps = jax.tree.map(lambda x: masks_lib.upsample(x, canvas, stride), maps)
     stride = 1
   voters = without_padding(maps.probs, size, stride)
   found = instances.find(voters, maps.boxes, options, size, stride)
-  labels = masks_lib.assign(
-    found, maps.probs, maps.boxes, options, canvas, stride
-  )
+  painted = paint(maps, found, options, stride, canvas)
   if not with_owners:
     found = found._replace(owners=None)
-  return Found(semantic, confidence, labels, found)
+  return painted._replace(hypotheses=found)
+
+
+def paint(
+  maps: Maps,
+  hypotheses: instances.Hypotheses | None,
+  options: instances.Options,
+  stride: int | float,
+  canvas: tuple[int, int],
+) -> Found:
+  """Category, its probability and instance of every pixel of the canvas."""
+  if hypotheses is None:
+    upsampled = masks_lib.upsample(maps.probs, canvas, stride)
+    category, score, labels = upsampled.argmax(-1), upsampled.max(-1), None
+  else:
+    labels, categories, scores = masks_lib.paint(
+      hypotheses, maps.probs, maps.boxes, options, canvas, stride
+    )
+    category, score = categories[0], scores[0]
+  category, score = category.astype(jnp.uint8), score.astype(jnp.float16)
+  return Found(category, score, labels, None)
 
 
 def without_padding(

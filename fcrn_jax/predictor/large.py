@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
 from fcrn_jax import instances
 from fcrn_jax.inference import Maps
-from fcrn_jax.instances import masks as masks_lib
 from fcrn_jax.predictor import grouping
 from fcrn_jax.predictor.result import Evidence, Result
 from fcrn_jax.types import Array
@@ -197,15 +195,7 @@ def _near(
 @functools.partial(jax.jit, static_argnums=3)
 def _paint(maps, near, options, stride) -> grouping.Found:
   canvas = tuple(round(n * stride) for n in maps.probs.shape[:2])
-  upsampled = masks_lib.upsample(maps.probs, canvas, stride)
-  semantic = jnp.argmax(upsampled, axis=-1).astype(jnp.uint8)
-  confidence = upsampled.max(axis=-1).astype(jnp.float16)
-  if near is None:
-    return grouping.Found(semantic, confidence, None, None)
-  labels = masks_lib.assign(
-    near, maps.probs, maps.boxes, options, canvas, stride
-  )
-  return grouping.Found(semantic, confidence, labels, None)
+  return grouping.paint(maps, near, options, stride, canvas)
 
 
 def _result(semantic, confidence, layers, areas, found, image, categories):
