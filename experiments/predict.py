@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import app, flags, logging
+from PIL import Image
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A joint network's workdir, or an exported file."
@@ -42,7 +43,8 @@ _EXPLAIN = flags.DEFINE_bool(
 )
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
-_LARGE = 2**26  # pixels from which on a TIFF is read piece by piece
+_LARGE = 2**26  # bytes from which on a TIFF is read piece by piece
+_MAX_PIXELS = 2**30  # of a file; PIL's default is for pictures from strangers
 
 
 def main(argv):
@@ -55,6 +57,7 @@ def main(argv):
   from fcrn_jax.predictor import Predictor
 
   common.start()
+  Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
   try:
     files = find_images(_IMAGES.value)
     predictor = Predictor.load(
@@ -68,7 +71,7 @@ def main(argv):
         predictor.options, max_instances=_MAX_INSTANCES.value
       )
     failed = predict_files(predictor, files, _OUTPUT.value, _EXPLAIN.value)
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     logging.debug("traceback", exc_info=True)
     sys.exit(f"error: {error}")
   print(f"{len(files) - len(failed)} images predicted into {_OUTPUT.value}")
@@ -102,21 +105,33 @@ def find_images(pattern: str) -> dict[str, pathlib.Path]:
 
 
 def read(path: pathlib.Path):
-  """The image of a file, uint8 RGB; large TIFFs and .npy stay on the disk."""
-  import tifffile
-
+  """The image of a file, uint8; .npy and large plain TIFFs stay on the disk."""
   from fcrn_jax.data import folder
 
   if path.suffix.lower() == ".npy":
     return np.load(path, mmap_mode="r")
   if path.suffix.lower() in (".tif", ".tiff"):
-    try:
-      image = tifffile.memmap(path, mode="r")
-    except ValueError:  # compressed, or no TIFF at all
-      return folder.load_image(path)
-    if image.dtype == np.uint8 and image.size >= _LARGE:
+    image = _map_tiff(path)
+    if image is not None:
       return image
   return folder.load_image(path)
+
+
+def _map_tiff(path):
+  """A large 8-bit TIFF mapped into memory; None for what needs decoding."""
+  import tifffile
+
+  try:
+    with tifffile.TiffFile(path) as file:
+      turned = file.pages[0].tags.get("Orientation")
+    image = tifffile.memmap(path, mode="r")
+  except (ValueError, tifffile.TiffFileError):
+    return None
+  plain = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+  upright = turned is None or turned.value == 1
+  if plain and upright and image.dtype == np.uint8 and image.size >= _LARGE:
+    return image
+  return None
 
 
 def predict_files(predictor, files, output, explain: bool) -> list[str]:

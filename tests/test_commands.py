@@ -159,6 +159,49 @@ def test_evaluate_and_tune(workdir, cache):
   assert "no score 'beauty'" in text and "matching_0.5" in text
 
 
+def test_benchmark_of_prediction_finds_what_it_drew():
+  from experiments.benchmarks import predict
+
+  options = {"name": "fcrn_tiny", "sizes": "96 160", "tile": "128",
+             "overlap": "32", "repeats": "1"}  # fmt: skip
+  rows = predict.run(options)
+  assert [row["found"] for row in rows] == [9, 16]
+  assert [row["tiled"] for row in rows] == [False, True]
+  assert all(row["grouping_s"] > 0 and row["peak_gib"] > 0 for row in rows)
+
+
+def test_large_tiffs_are_mapped(workdir, cache, tmp_path):
+  # In a process of its own: experiments.predict defines flags.
+  code = f"""
+import pathlib, numpy as np, tifffile
+from experiments import predict
+folder = pathlib.Path({str(tmp_path)!r})
+image = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)
+tifffile.imwrite(folder / "plain.tif", image)
+tifffile.imwrite(folder / "zip.tif", image, compression="zlib")
+tifffile.imwrite(folder / "turned.tif", image, extratags=[(274, 3, 1, 6, 1)])
+tifffile.imwrite(folder / "deep.tif", image[..., 0].astype(np.uint16))
+assert predict._map_tiff(folder / "plain.tif") is None  # small
+predict._LARGE = 1000
+mapped = predict.read(folder / "plain.tif")
+assert isinstance(mapped, np.memmap) and (mapped == image).all()
+assert (predict.read(folder / "zip.tif") == image).all()
+assert predict.read(folder / "turned.tif").shape == (50, 40, 3)
+assert predict.read(folder / "deep.tif").shape == (40, 50, 3)
+(folder / "no.tif").write_text("no picture")
+try:
+  predict.read(folder / "no.tif")
+except ValueError as error:
+  assert "no.tif" in str(error)
+else:
+  raise AssertionError("read what is no picture")
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+
+
 def test_a_missing_workdir_is_named(tmp_path):
   for command in ("evaluate", "tune"):
     text = run(f"experiments.{command}", f"--workdir={tmp_path}", code=1)
