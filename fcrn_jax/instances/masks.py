@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from fcrn_jax import boxes as boxes_lib
 from fcrn_jax.instances.options import Hypotheses, Options
+from fcrn_jax.instances.voting import overlap
 from fcrn_jax.types import Array
 
 TILE = 64  # pixels on a CPU
@@ -97,24 +97,62 @@ def paint(
 
   A pixel is a candidate of its r-th best category by upsampled scores, as in
   the voting, and goes to the hypothesis of that category (found in a mask of
-  at least r categories) that it agrees with best.
+  at least r categories) that it agrees with best; ties: the better one. For
+  "boxes", agreement is the IoU of a cell's box with the hypothesis's,
+  interpolated between cells: on nuclei as good as the IoU of interpolated
+  boxes (0.653 against 0.655 of TP/(TP+FP+FN) at 0.5) in half the time.
 
-  Pixels depend on the cells around them and their neighbours only. So a large
-  image may be painted in pieces: pass windows of the maps (and of the
-  hypotheses' owners) with one more cell on every side, and drop its pixels.
+  Pixels depend on their cell and its neighbours only. So a large image may be
+  painted in pieces: pass windows of the maps (and of the hypotheses' owners)
+  with one more cell on every side, and drop its pixels.
   """
-  run = functools.partial(
-    _paint, boxes_shape=boxes.shape, size=image_size, stride=stride
-  )
-  # Channels between the axes: a tile is two matrix products away.
-  channels = boxes.reshape(*boxes.shape[:2], -1)
+  run = functools.partial(_paint, size=image_size, stride=stride)
   return jax.lax.platform_dependent(
-    hypotheses, probs.swapaxes(1, 2), channels.swapaxes(1, 2), options,
+    hypotheses, probs, boxes, options,
     cpu=jax.custom_batching.sequential_vmap(
       functools.partial(run, tile=TILE)
     ),
     default=functools.partial(run, tile=LARGE_TILE),
   )  # fmt: skip
+
+
+def _paint(hypotheses, probs, boxes, options, *, size, stride, tile):
+  # Cells that a tile reads: interpolation needs one more on either side.
+  window = tile if stride == 1 else _ceil_div(tile, stride) + 3
+  cells = probs.shape[:2]
+  room = [0 if _surely(lambda n=n: n >= window) else window for n in cells]
+  probs, boxes = (_pad(x, room, (0, 1)) for x in (probs, boxes))
+  owners = _pad(hypotheses.owners, room, (2, 3), -1)
+  rows, columns = (_ceil_div(n, tile) for n in size)
+
+  def one(index, canvas):
+    start = index // columns * tile, index % columns * tile
+    axes = [
+      _Axis(first, tile, window, stride, n, n + more)
+      for first, n, more in zip(start, cells, room, strict=True)
+    ]
+    tile_probs = _cut(probs, axes, (0, 1))
+    scores, categories = _top(
+      _interpolate(tile_probs, axes), options.num_masks, 1
+    )
+    scores, categories = jnp.stack(scores), jnp.stack(categories)
+    labels = _paint_tile(
+      hypotheses, tile_probs, boxes, _cut(owners, axes, (2, 3)), scores,
+      categories, options, axes,
+    )  # fmt: skip
+    return jax.tree.map(
+      lambda whole, part: jax.lax.dynamic_update_slice(
+        whole, part, (0, *start)
+      ),
+      canvas,
+      Painted(labels, categories, scores),
+    )
+
+  shape = options.num_masks, rows * tile, columns * tile
+  ints = jnp.zeros(shape, jnp.int32)
+  canvas = Painted(ints, ints, jnp.zeros(shape, probs.dtype))
+  canvas = jax.lax.fori_loop(0, rows * columns, one, canvas)
+  return jax.tree.map(lambda x: x[:, : size[0], : size[1]], canvas)
 
 
 def _ceil_div(length, stride):
@@ -123,130 +161,111 @@ def _ceil_div(length, stride):
   return -(-length // stride)  # of symbolic lengths as well
 
 
-def _paint(
-  hypotheses, probs, boxes, options, *, boxes_shape, size, stride, tile
-):
-  rows, columns = (_ceil_div(n, tile) for n in size)
-  cells = boxes_shape[:2]
-  # Cells that a tile reads: bilinear needs one more on either side.
-  window = tile if stride == 1 else _ceil_div(tile, stride) + 2
-  room = [
-    _ceil_div(n * tile, stride) + window - cell
-    for n, cell in zip((rows, columns), cells, strict=True)
-  ]
+def _surely(comparison):
+  """False for sizes that are symbolic, of which it is not known."""
+  try:
+    return bool(comparison())
+  except jax.errors.InconclusiveDimensionOperation:
+    return False
 
-  def pad(x, axes):
-    widths = [(0, 0)] * x.ndim
-    for axis, more in zip(axes, room, strict=True):
-      widths[axis] = (0, more)
-    return jnp.pad(x, widths)
 
-  probs, boxes = pad(probs, (0, 2)), pad(boxes, (0, 2))
-  owners = jnp.pad(
-    hypotheses.owners,
-    ((0, 0), (0, 0), (0, room[0]), (0, room[1])), constant_values=-1,
-  )  # fmt: skip
-  nearest = options.masks == "blocks"
+def _pad(x, room, axes, fill=0):
+  widths = [(0, 0)] * x.ndim
+  for axis, more in zip(axes, room, strict=True):
+    widths[axis] = (0, more)
+  return jnp.pad(x, widths, constant_values=fill)
 
-  def one(place):
-    place = [place // columns * tile, place % columns * tile]
-    first, weights = zip(
-      *(
-        _weights(y, tile, window, stride, n, False)
-        for y, n in zip(place, cells, strict=True)
-      ),
-      strict=True,
+
+class _Axis:
+  """Where the pixels of a tile lie among the cells of its window, on an axis.
+
+  first: the window's first cell. Of each pixel, `low` is the cell before its
+  point, `share` the weight of the next one, `home` the cell that covers it.
+  Whole strides are computed in integers, so that every piece of an image
+  interpolates alike.
+  """
+
+  def __init__(self, pixel, tile, window, stride, cells, room):
+    pixel = pixel + jnp.arange(tile)
+    if isinstance(stride, float):
+      place = (pixel + 0.5) / stride - 0.5
+      low = jnp.floor(place).astype(jnp.int32)
+      share, home = place - low, jnp.floor((pixel + 0.5) / stride)
+    else:
+      half = 2 * pixel + 1 - stride
+      low, home = half // (2 * stride), pixel // stride
+      share = half % (2 * stride) / (2 * stride)
+    beyond = (low < 0) | (low >= cells - 1)
+    self.exact = stride == 1
+    self.window = window
+    self.first = jnp.clip(low[0], 0, room - window)
+    self.low = jnp.clip(low, 0, cells - 1) - self.first
+    self.share = jnp.where(beyond, 0, share).astype(jnp.float32)
+    home = jnp.clip(home, 0, cells - 1).astype(jnp.int32)
+    self.home = home - self.first
+
+  @property
+  def weights(self):
+    """`pixel cell`: the weight of each cell of the window."""
+    cell = jnp.arange(self.window)
+    low, share = self.low[:, None], self.share[:, None]
+    return jnp.where(
+      cell == low, 1 - share, jnp.where(cell == low + 1, share, 0)
     )
-    cut = functools.partial(_cut, first=first, window=window)
-    found = _top(_resample(cut(probs, (0, 2)), weights), options.num_masks, 1)
-    scores, categories = map(jnp.stack, found)
-    if nearest:
-      weights = [
-        _weights(y, tile, window, stride, n, True)[1]
-        for y, n in zip(place, cells, strict=True)
-      ]
-    labels = _paint_tile(
-      hypotheses._replace(owners=cut(owners, (2, 3))),
-      cut(probs, (0, 2)),
-      cut(boxes, (0, 2)).reshape(window, *boxes_shape[2:], window),
-      scores,
-      categories,
-      options,
-      weights,
-    )
-    return Painted(labels, categories, scores)
-
-  tiles = jax.lax.map(one, jnp.arange(rows * columns, dtype=jnp.int32))
-
-  def whole(x):
-    x = x.reshape(rows, columns, x.shape[1], tile, tile)
-    x = x.transpose(2, 0, 3, 1, 4)
-    x = x.reshape(x.shape[0], rows * tile, columns * tile)
-    return x[:, : size[0], : size[1]]
-
-  return jax.tree.map(whole, tiles)
 
 
-def _cut(x, axes, first, window):
-  for axis, start in zip(axes, first, strict=True):
-    x = jax.lax.dynamic_slice_in_dim(x, start, window, axis)
+def _cut(x, axes, dims):
+  for axis, dim in zip(axes, dims, strict=True):
+    x = jax.lax.dynamic_slice_in_dim(x, axis.first, axis.window, dim)
   return x
 
 
-def _weights(pixel, tile, window, stride, cells, nearest):
-  """First cell of the window of a tile, and its pixels' weights of cells."""
-  if stride == 1:
-    return pixel, None
-  if isinstance(stride, float):
-    low = jnp.floor((pixel + 0.5) / stride - 0.5).astype(jnp.int32)
-  else:
-    low = (2 * pixel + 1 - stride) // (2 * stride)
-  first = jnp.maximum(low, 0)
-  # Relative to the window, so that every piece of an image computes the same.
-  place = pixel - first * stride + jnp.arange(tile)
-  place = (2 * place + 1) / (2 * stride)
-  place = jnp.floor(place) if nearest else place - 0.5
-  place = jnp.clip(place, -first, cells - 1 - first)
-  return first, jnp.maximum(1 - abs(place[:, None] - jnp.arange(window)), 0)
-
-
-def _resample(x, weights):
-  """`y k x` of pixels from `i k j` of cells."""
-  if weights[0] is None:
-    return x
+def _interpolate(x, axes):
+  """`y k x` of a tile's pixels from `i j k` of its window's cells."""
+  rows, columns = axes
+  x = x.swapaxes(1, 2)
+  if rows.exact:
+    return x[rows.low][:, :, columns.low]
   exact = jax.lax.Precision.HIGHEST
-  size, channels, _ = x.shape
-  x = jnp.matmul(x, weights[1].T, precision=exact)
-  x = jnp.matmul(weights[0], x.reshape(size, -1), precision=exact)
+  window, channels, _ = x.shape
+  x = jnp.matmul(x, columns.weights.T, precision=exact)
+  x = jnp.matmul(rows.weights, x.reshape(window, -1), precision=exact)
   return x.reshape(x.shape[0], channels, -1)
 
 
-def _paint_tile(hypotheses, probs, boxes, scores, categories, options, weights):
+def _paint_tile(
+  hypotheses, probs, boxes, owners, scores, categories, options, axes
+):
+  """Labels `r y x` of one tile; `boxes` are all, the rest is the tile's."""
+  by_boxes = options.masks == "boxes"
   ranks = jnp.arange(options.num_masks)[:, None, None]
   candidate = (categories > 0) & (scores >= options.score_floor)
-  present = jnp.zeros(probs.shape[1], bool).at[categories].max(candidate)
+  present = jnp.zeros(probs.shape[-1], bool).at[categories].max(candidate)
   hit = hypotheses.valid & present[hypotheses.classes]
-  if options.masks in ("boxes", "votes"):
-    hit &= _may_agree(hypotheses, boxes)
-  else:
-    owned = jnp.zeros_like(hit).at[hypotheses.owners].set(True)
-    hit &= owned
   slots = jnp.arange(hit.size, dtype=jnp.int32)
+
+  def boxes_of(category):
+    own = _cut(boxes, axes, (0, 1))
+    own = jax.lax.dynamic_index_in_dim(own, category - 1, 2, False)
+    return tuple(own[..., i] for i in range(4))
+
+  if by_boxes:
+    hit &= _may_agree(hypotheses, present, boxes_of)
+  else:
+    hit &= jnp.zeros(hit.size + 1, bool).at[owners].set(True)[:-1]
+
+  def agreement(j, category):
+    if by_boxes:
+      value = overlap(boxes_of(category), hypotheses.boxes[j])
+      return _interpolate(value[:, :, None], axes)[:, 0]
+    owned = (owners[hypotheses.mask[j]] == j).any(0)
+    value = owned * jax.lax.dynamic_index_in_dim(probs, category, 2, False)
+    if options.masks == "blocks":
+      return value[axes[0].home][:, axes[1].home]
+    return _interpolate(value[:, :, None], axes)[:, 0]
 
   def next_hit(after):
     return jnp.where(hit & (slots > after), slots, hit.size).min()
-
-  def agreement(j, category):
-    if options.masks in ("boxes", "votes"):
-      own = jax.lax.dynamic_index_in_dim(boxes, category - 1, 1, False)
-      if options.masks == "votes":
-        value = boxes_lib.iou(jnp.moveaxis(own, 1, -1), hypotheses.boxes[j])
-        return _resample(value[:, None], weights)[:, 0]
-      own = jnp.moveaxis(_resample(own, weights), 1, -1)
-      return boxes_lib.iou(own, hypotheses.boxes[j])
-    owned = (hypotheses.owners[hypotheses.mask[j]] == j).any(0)
-    score = jax.lax.dynamic_index_in_dim(probs, category, 1, False)
-    return _resample((score * owned)[:, None], weights)[:, 0]
 
   def add(state):
     j, best, labels = state
@@ -263,12 +282,23 @@ def _paint_tile(hypotheses, probs, boxes, scores, categories, options, weights):
   return jax.lax.while_loop(lambda s: s[0] < hit.size, add, state)[2]
 
 
-def _may_agree(hypotheses, boxes):
-  """Whether a hypothesis meets the hull of the boxes of its category."""
-  low, high = boxes.min((0, 3)), boxes.max((0, 3))
-  hull = jnp.concatenate([low[:, :2], high[:, 2:]], -1)
-  hull = hull[jnp.maximum(hypotheses.classes - 1, 0)]
-  own = hypotheses.boxes
+def _may_agree(hypotheses, present, boxes_of):
+  """Which hypotheses meet the hull of the tile's boxes of their category."""
+  index = jnp.arange(present.size, dtype=jnp.int32)
+
+  def next_present(after):
+    return jnp.where(present & (index > after), index, present.size).min()
+
+  def add(state):
+    category, hulls = state
+    y0, x0, y1, x1 = boxes_of(category)
+    hull = jnp.stack([y0.min(), x0.min(), y1.max(), x1.max()])
+    return next_present(category), hulls.at[category].set(hull)
+
+  hulls = jnp.zeros((present.size, 4), hypotheses.boxes.dtype)
+  state = (next_present(0), hulls)
+  _, hulls = jax.lax.while_loop(lambda s: s[0] < present.size, add, state)
+  hull, own = hulls[hypotheses.classes], hypotheses.boxes
   return ((own[:, :2] < hull[:, 2:]) & (hull[:, :2] < own[:, 2:])).all(-1)
 
 

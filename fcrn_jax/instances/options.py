@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from fcrn_jax.types import Array
 
-MASKS = ("boxes", "votes", "scores", "blocks")
+MASKS = ("boxes", "scores", "blocks", "full")
 
 
 @functools.partial(
@@ -49,7 +49,7 @@ class Options:
   masks: str = "boxes"
 
   def __post_init__(self):
-    if self.masks not in (*MASKS, "full"):
+    if self.masks not in MASKS:
       raise ValueError(f"masks is {self.masks!r}; expected one of {MASKS}.")
 
   @classmethod

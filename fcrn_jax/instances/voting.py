@@ -120,7 +120,7 @@ def from_tiles(
   return x.reshape(rows * TILE, columns * TILE, ranks)[:height, :width]
 
 
-def _overlap(corners, box):
+def overlap(corners, box):
   """boxes.iou with each corner in an array of its own, for speed."""
   y0, x0, y1, x1 = corners
   height = jnp.maximum(jnp.minimum(y1, box[2]) - jnp.maximum(y0, box[0]), 0)
@@ -154,7 +154,7 @@ def _vote_in_passes(scores, corners, groups, priority, threshold, slots):
     _, first = _best(left, priority)
     is_seed = (left > -jnp.inf) & (priority == first)
     seed = jnp.argmax(is_seed).astype(jnp.int32)
-    taken = _overlap(corners, [c[seed] for c in corners]) > threshold
+    taken = overlap(corners, [c[seed] for c in corners]) > threshold
     taken = (taken & (groups == groups[seed])) | is_seed
     owner = jnp.where(taken & (left > -jnp.inf), slot, owner)
     return slot + 1, owner, keeper.at[slot].set(seed)
@@ -196,7 +196,7 @@ def _vote_by_chunks(scores, corners, groups, priority, threshold, slots):
     hit |= jnp.arange(num_chunks) == home
 
     def take(owner, scores, corners, groups, priority):
-      taken = _overlap(corners, box) > threshold
+      taken = overlap(corners, box) > threshold
       taken = (taken & (groups == group)) | (priority == seed)
       owner = jnp.where(taken & (owner < 0), slot, owner)
       left = jnp.where(owner < 0, scores, -jnp.inf)
