@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from fcrn_jax.models.layers import HE, wide_conv
+from fcrn_jax.models.layers import he_normal, wide_conv
 from fcrn_jax.models.resnet import STAGES, ResNet
 from fcrn_jax.types import Array
 
@@ -71,7 +71,7 @@ class Classifier(nn.Module):
   dilation: int
   dtype: DTypeLike
   width: int = 0
-  kernel_init: nn.initializers.Initializer = HE
+  gain: float = 1.0
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
@@ -85,7 +85,7 @@ class Classifier(nn.Module):
       self.kernel,
       self.dilation,
       self.dtype,
-      self.kernel_init,
+      self.gain,
       self.bias_init,
       name="classifier",
     )(x)
@@ -98,14 +98,14 @@ class WideConv(nn.Module):
   size: int
   dilation: int
   dtype: DTypeLike
-  kernel_init: nn.initializers.Initializer = HE
+  gain: float = 1.0  # of the initial kernel
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
     """conv(x) + bias."""
     shape = (self.size, self.size, x.shape[-1], self.features)
-    kernel = self.param("kernel", self.kernel_init, shape)
+    kernel = self.param("kernel", he_normal(self.gain), shape)
     bias = self.param("bias", self.bias_init, (self.features,))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     return wide_conv(x, kernel, self.dilation) + bias
@@ -115,10 +115,6 @@ def _box_bias(key, shape, dtype=jnp.float32):
   """Offsets start at 0, heights and widths at one box unit."""
   del key
   return jnp.tile(jnp.array([0, 0, 1, 1], dtype), shape[0] // 4)
-
-
-# A tenth of He's deviation, so that first boxes are near the bias; ours.
-_box_kernel = nn.initializers.variance_scaling(0.02, "fan_in", "normal")
 
 
 class FCRN(nn.Module):
@@ -184,19 +180,20 @@ class FCRN(nn.Module):
       head = self._head("semantic", self.heads["semantic"])
       out["semantic"] = head(top)
     if "boxes" in self.heads:
-      inits = {"kernel_init": _box_kernel, "bias_init": _box_bias}
-      head = self._head("boxes", 4 * self.heads["boxes"], **inits)
+      # A tenth of He's deviation: first boxes stay near the bias; ours.
+      head = self._head("boxes", 4 * self.heads["boxes"], 0.1, _box_bias)
       boxes = head(top).reshape(*top.shape[:3], self.heads["boxes"], 4)
       out["boxes"] = boxes * self.box_unit
     return out
 
-  def _head(self, name, features, **inits):
+  def _head(self, name, features, gain=1.0, bias_init=nn.initializers.zeros):
     return Classifier(
       features,
       self.spec.kernel,
       self.spec.dilation,
       self.dtype,
       self.classifier_width,
+      gain,
+      bias_init,
       name=name,
-      **inits,
     )
