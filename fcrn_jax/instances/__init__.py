@@ -10,9 +10,12 @@ what it found; `extract` is the whole chain. All of it per image, without a
 batch axis, under jit, vmap and jax.export.
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from fcrn_jax import boxes as boxes_lib
 from fcrn_jax.instances import masks as masks_lib
@@ -34,6 +37,10 @@ __all__ = [
 ]
 
 
+# Slots while voting per slot of the result: fragments take some too.
+_ROOM = 4
+
+
 def find(
   probs: Float[Array, "h w c"],
   boxes: Float[Array, "h w C 4"],
@@ -47,74 +54,128 @@ def find(
   categories 1 ... C in pixels of an image `stride` times the maps' size, of
   which image_size (default: all) is not padding.
   """
-  height, width, num_masks = *probs.shape[:2], options.num_masks
   if image_size is None:
-    image_size = (height * stride, width * stride)
-  scores, categories = top_categories(probs, num_masks)
-  candidates = (categories > 0) & (scores >= options.score_floor)
-  # From here on a flat list of `cell, rank` pairs in tiles.
+    image_size = tuple(n * stride for n in probs.shape[:2])
+  limit = jnp.asarray([*image_size], jnp.float32)
+  return _find(probs, boxes, options, limit, stride)
+
+
+@functools.partial(jax.jit, static_argnames="stride")
+def _find(probs, boxes, options, image_size, stride) -> Hypotheses:
+  height, width = probs.shape[:2]
+  ballot = _ballot(probs, boxes, options)
+  votes = _vote_in_masks(ballot, options)
+  first = jnp.arange(options.num_masks)[:, None] * votes.keeper.shape[1]
+  owners = jnp.where(votes.owner >= 0, votes.owner + first, -1)
+  owners = jnp.stack([
+    from_tiles(owner, height, width, options.num_masks) for owner in owners
+  ]).transpose(0, 3, 1, 2)  # fmt: skip
+  all_found = _describe(ballot, votes, owners, options, image_size, stride)
+  kept = region_nms(
+    all_found.scores,
+    all_found.valid,
+    all_found.num_votes,
+    shared_pixels(owners),
+    options.region_overlap,
+  )
+  return _best(all_found._replace(valid=kept), options.max_instances)
+
+
+class _Ballot(NamedTuple):
+  """Candidates as a flat list in tiles: `n` pairs of a cell and a rank."""
+
+  scores: Float[Array, "n"]
+  categories: Int[Array, "n"]
+  boxes: Float[Array, "n 4"]
+  candidates: Bool[Array, "n"]
+  index: Int[Array, "n"]  # cell * num_masks + rank
+  cells: Int[Array, "n 2"]
+
+
+def _ballot(probs, boxes, options) -> _Ballot:
+  """Steps 1 to 3: what every cell may vote for, and the box it votes with."""
+  height, width, num_masks = *probs.shape[:2], options.num_masks
+  scores, categories = map(to_tiles, top_categories(probs, num_masks))
   index = jnp.arange(height * width * num_masks, dtype=jnp.int32)
-  index = to_tiles(index.reshape(scores.shape))
-  scores, categories = to_tiles(scores), to_tiles(categories)
-  candidates = to_tiles(candidates)
-  cell, rank = index // num_masks, index % num_masks
+  index = to_tiles(index.reshape(height, width, num_masks))
+  inside = to_tiles(jnp.ones((height, width, num_masks), bool))
+  cell = index // num_masks
   channel = cell * boxes.shape[2] + jnp.maximum(categories - 1, 0)
-  own = boxes.reshape(-1, 4)[channel]
+  return _Ballot(
+    scores,
+    categories,
+    boxes.reshape(-1, 4)[channel],
+    inside & (categories > 0) & (scores >= options.score_floor),
+    index,
+    jnp.stack([cell // width, cell % width], -1),
+  )
+
+
+def _vote_in_masks(ballot, options) -> Votes:
+  """Step 4 in each of the n masks, stacked."""
+  rank = ballot.index % options.num_masks
 
   def vote_in(level):  # a category's mask: where it is among the best
     return vote(
-      scores, own, candidates & (rank <= level), options.iou_threshold,
-      options.max_instances, categories, index,
-    )  # fmt: skip
+      ballot.scores,
+      ballot.boxes,
+      ballot.candidates & (rank <= level),
+      options.iou_threshold,
+      _ROOM * options.max_instances,
+      ballot.categories,
+      ballot.index,
+    )
 
-  levels = jnp.arange(num_masks)
-  votes = jax.vmap(vote_in)(levels)
-  slots = num_masks * options.max_instances
+  return jax.vmap(vote_in)(jnp.arange(options.num_masks))
+
+
+def _describe(ballot, votes, owners, options, image_size, stride):
+  """All keepers as hypotheses, those valid that are large and full enough."""
   seed = jnp.maximum(votes.keeper, 0).ravel()
-  found = own[seed]
-  areas = votes.num_votes.ravel()
-  limit = jnp.asarray([*image_size, *image_size], found.dtype)
-  visible = boxes_lib.area(jnp.clip(found, 0, limit))
-  fill = areas * stride**2 / jnp.maximum(visible, 1)
-  valid = votes.valid.ravel() & (fill >= options.min_fill)
-  valid &= areas * stride**2 >= options.min_area
-  shift = (levels * options.max_instances)[:, None]
-  owner = jnp.where(votes.owner >= 0, votes.owner + shift, -1)
-  owner = jnp.stack(
-    [from_tiles(plane, height, width, num_masks) for plane in owner]
+  boxes, num_votes = ballot.boxes[seed], votes.num_votes.ravel()
+  areas = num_votes * stride**2
+  visible = jnp.clip(boxes, 0, jnp.tile(image_size, 2))
+  visible = boxes_lib.area(visible)
+  fill = areas / jnp.maximum(visible, 1)
+  valid = votes.valid.ravel() & (areas >= options.min_area)
+  return Hypotheses(
+    boxes=boxes,
+    classes=ballot.categories[seed],
+    scores=votes.confidence.ravel(),
+    valid=valid & (fill >= options.min_fill),
+    truncated=votes.truncated.any(),
+    mask=jnp.repeat(jnp.arange(options.num_masks), votes.keeper.shape[1]),
+    seeds=ballot.cells[seed],
+    num_votes=num_votes,
+    spread=votes.spread.ravel(),
+    fill=fill,
+    owners=owners,
   )
-  owner = jnp.moveaxis(owner, -1, 1)
-  confidence = votes.confidence.ravel()
-  kept = region_nms(
-    confidence, valid, areas, shared_pixels(owner), options.region_overlap
-  )
-  order = jnp.argsort(-jnp.where(kept, confidence, -1), stable=True)
-  order = order[: options.max_instances]
-  valid = kept[order]
-  place = jnp.full(slots, -1, jnp.int32)
-  place = place.at[order].set(jnp.where(valid, jnp.arange(order.size), -1))
+
+
+def _best(found: Hypotheses, number: int) -> Hypotheses:
+  """The `number` best valid ones by falling score, the rest zero."""
+  order = jnp.argsort(-jnp.where(found.valid, found.scores, -jnp.inf))
+  order = order[:number]
+  valid = found.valid[order]
+  place = jnp.where(valid, jnp.arange(number), -1)
+  place = jnp.full(found.valid.shape, -1).at[order].set(place)
 
   def pick(values):
-    values = values[order]
     where = valid.reshape((-1,) + (1,) * (values.ndim - 1))
-    return jnp.where(where, values, 0)
+    return jnp.where(where, values[order], 0)
 
-  cell = cell[seed]
+  per_slot = found._asdict()
+  owners = per_slot.pop("owners")
+  truncated = per_slot.pop("truncated") | (found.valid.sum() > number)
   return Hypotheses(
-    boxes=pick(found),
-    classes=pick(categories[seed]),
-    scores=pick(confidence),
-    valid=valid,
-    truncated=votes.truncated.any() | (kept.sum() > options.max_instances),
-    mask=pick(jnp.repeat(levels, options.max_instances)),
-    seeds=pick(jnp.stack([cell // width, cell % width], -1)),
-    num_votes=pick(areas),
-    spread=pick(votes.spread.ravel()),
-    fill=pick(fill),
-    owners=jnp.where(owner >= 0, place[owner], -1),
+    **{name: pick(values) for name, values in per_slot.items()},
+    truncated=truncated,
+    owners=jnp.where(owners >= 0, place[owners], -1),
   )
 
 
+@functools.partial(jax.jit, static_argnames=("image_size", "stride"))
 def extract(
   probs: Float[Array, "h w c"],
   boxes: Float[Array, "h w C 4"],
