@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import fcrn_jax as fcrn
+from tests.networks import random_variables
 
 
 @pytest.fixture(scope="module")
@@ -14,16 +15,15 @@ def network():
   """(model, variables, images) of a small joint network."""
   model = fcrn.models.create("fcrn_tiny", heads={"semantic": 4, "boxes": 3})
   images = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
-  init = jax.jit(model.init, static_argnames="train")
-  inputs = fcrn.Preprocessing()(images)
-  return model, init(jax.random.key(0), inputs, train=False), images
+  return model, random_variables(model), images
 
 
 def test_features_of_any_stage(network):
   model, variables, images = network
   preprocess = fcrn.Preprocessing()
 
-  out = model.apply(
+  apply = jax.jit(model.apply, static_argnames=("train", "capture"))
+  out = apply(
     variables, preprocess(images), train=False, capture=("layer1", "layer4")
   )
   features = out["layer4"]  # b h w c
@@ -47,8 +47,7 @@ def test_heads_replaced(network):
 
   model = fcrn.models.create("fcrn_tiny", heads={"semantic": 8})
   inputs = fcrn.Preprocessing()(images)
-  init = jax.jit(model.init, static_argnames="train")
-  fresh = init(jax.random.key(1), inputs, train=False)
+  fresh = random_variables(model, seed=1)  # or model.init
   variables = {
     "params": {**fresh["params"], "backbone": trained["params"]["backbone"]},
     "batch_stats": trained["batch_stats"],
