@@ -32,6 +32,7 @@ def shared_pixels(owners: Int[Array, "k r *hw"]) -> Int[Array, "2 p"]:
   return jnp.where((pairs >= 0).all(0), pairs, -1)
 
 
+@jax.jit
 def region_nms(
   scores: Float[Array, "m"],
   valid: Bool[Array, "m"],
