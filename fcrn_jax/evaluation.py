@@ -213,17 +213,18 @@ def perfect_result(
   example: Example, stride: int | float, options: instances.Options
 ) -> Result:
   """What the grouping makes of perfect maps: its own limit at that stride."""
-  # Only the categories that are there, lest 80 box maps fill the memory.
+  # Only the categories that are there, lest 80 box maps fill the memory; and
+  # room for a power of two, lest every number of them be compiled.
   semantic = example["semantic"]
   present = np.setdiff1d(semantic, [0, IGNORE])
   table = np.zeros(256, np.uint8)
   table[present] = np.arange(1, len(present) + 1)
   table[IGNORE] = IGNORE
-  maps = true_maps(
-    {**example, "semantic": table[semantic]}, stride, max(len(present), 1)
-  )
+  number = 1 << max(len(present) - 1, 0).bit_length()
+  maps = true_maps({**example, "semantic": table[semantic]}, stride, number)
   result = grouping.group_one(maps, example["image"], options, stride, ())
-  back = np.concatenate([[0], present, [0]]).astype(np.uint8)
+  back = np.zeros(256, np.uint8)
+  back[1 : len(present) + 1] = present
   result.semantic = back[result.semantic]
   result.classes = back[result.classes].astype(np.int32)
   return result
