@@ -43,6 +43,6 @@ setup(
       "ruff",
       "scikit-learn",
     ],
-    "parity": ["torch==2.13.0"],
+    "parity": ["keras", "protobuf", "torch==2.13.0"],
   },
 )

@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
   config.model.name = "fcrn50_s8_k5_d12"
   config.model.heads = ("semantic", "boxes")  # [P] trains one net for each
   config.model.stride_in_1x1 = True  # the 2015 network [P]
+  config.model.caffe_pool = False  # True for weights of a .caffemodel
   config.model.batch_norm = "frozen"  # [A] frozen | local | synced
   config.model.dtype = "float32"  # or bfloat16
   config.model.remat = False  # recompute activations: less memory, slower

@@ -18,16 +18,16 @@ def get_config() -> ConfigDict:
   config.data.name = "shapes"
   config.data.crop = (96, 96)
   config.data.scale = (1.0, 1.0)
-  config.loss.k = 128  # of 24 x 24 cells
-  config.loss.box_k = 64
-  config.batch_size = 16
-  config.num_steps = 1500
+  config.loss.k = 0
+  config.loss.box_k = 0
+  config.batch_size = 8
+  config.num_steps = 2600
   config.optim.name = "adamw"
-  config.optim.lr = 2e-3
+  config.optim.lr = 3e-3
   config.optim.schedule = "cosine"
   config.optim.warmup_steps = 50
   config.optim.weight_decay = 1e-2
-  config.ema = 0.999
-  config.log_every = 50
+  config.ema = 0.99
+  config.log_every = 100
   config.checkpoint_every = 500
   return config.lock()

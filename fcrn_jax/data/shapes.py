@@ -16,8 +16,8 @@ from fcrn_jax.types import IGNORE, Array
 
 CATEGORIES = ("ellipse", "rectangle", "triangle", "ring")
 _SPLITS = {"train": 20_000, "val": 200, "test": 500}
-_MIN_VISIBLE = 0.35  # of an object's area in the frame, or it is not drawn
-_MIN_PIXELS = 40
+_MIN_VISIBLE = 0.5  # of an object's area in the frame, or it is not drawn
+_MIN_PIXELS = 80
 _SHIFT = 4  # fractional bits of the polygons' coordinates
 _TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 
@@ -100,10 +100,10 @@ def _place(rng: np.random.Generator, height: int, width: int) -> list[dict]:
     members = min(members, total - len(objects))
     same_color = rng.random() < 0.3
     color = rng.uniform(20, 235, 3)
-    typical = extent * np.exp(rng.uniform(np.log(0.07), np.log(0.26)))
+    typical = extent * np.exp(rng.uniform(np.log(0.1), np.log(0.26)))
     group: list[tuple] = []
     for _ in range(members):
-      low = 0.09 if CATEGORIES[category - 1] == "ring" else 0.06
+      low = 0.12 if CATEGORIES[category - 1] == "ring" else 0.09
       radius = np.clip(
         typical * np.exp(rng.normal(0, 0.4)), low * extent, 0.3 * extent
       )
@@ -111,7 +111,7 @@ def _place(rng: np.random.Generator, height: int, width: int) -> list[dict]:
       if group:  # beside a member: touching, or overlapping up to a half
         near, its_radius = group[int(rng.integers(len(group)))]
         angle = rng.uniform(0, 2 * np.pi)
-        distance = (radius + its_radius) * rng.uniform(0.6, 0.95)
+        distance = (radius + its_radius) * rng.uniform(0.7, 0.95)
         center = near + distance * np.array([np.sin(angle), np.cos(angle)])
         center = np.clip(
           center, 0.04 * extent, np.array((height, width)) - 0.04 * extent
@@ -193,7 +193,7 @@ def _paint(
   # Per object: a slope of brightness, and stripes of its own direction.
   slope = rng.normal(0, 0.6, (2, number)).astype(np.float32)
   frequency = rng.uniform(-1.2, 1.2, (2, number)).astype(np.float32)
-  strength = rng.uniform(0, 22, number) * (rng.random(number) < 0.6)
+  strength = rng.uniform(0, 16, number) * (rng.random(number) < 0.6)
   phase = rng.uniform(0, 2 * np.pi, number)
   level = slope[0][owner] * (y - height / 2) + slope[1][owner] * (x - width / 2)
   wave = frequency[0][owner] * y + frequency[1][owner] * x
@@ -201,12 +201,12 @@ def _paint(
   level += strength.astype(np.float32)[owner] * np.sin(wave)
   image = colors[owner] + level[..., None]
   cells = int(rng.integers(4, 17))
-  clouds = rng.normal(0, 22, (cells, cells, 3)).astype(np.float32)
+  clouds = rng.normal(0, 16, (cells, cells, 3)).astype(np.float32)
   clouds = cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)
   clouds[owner > 0] *= 0.4
   image += clouds
   if rng.random() < 0.7:
     image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.4, 0.9))
   noise = rng.standard_normal(image.shape, dtype=np.float32)
-  image += noise * np.float32(rng.uniform(2, 12))
+  image += noise * np.float32(rng.uniform(2, 9))
   return np.clip(image, 0, 255).astype(np.uint8)

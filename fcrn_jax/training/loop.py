@@ -63,9 +63,9 @@ def load_split(config: ConfigDict, which: str):
   options = {"num_images": num_images} if num_images else {}
   if config.data.on_error != "raise" and config.data.name == "folder":
     options["on_error"] = config.data.on_error
-  if config.data.partial:
+  if config.data.get("partial"):
     options["partial"] = True
-  if config.data.categories:
+  if config.data.get("categories"):
     options["categories"] = config.data.categories
   return data.load(
     config.data.name,
@@ -118,6 +118,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
     logging.info("continuing %s at step %d", workdir, int(state.step))
   if main_process:
     checkpoint.write_config(workdir, config)
+  state = parallel.replicate(state)
   start = int(state.step)
   train_step = parallel.pmap_step(
     step.make_train_step(
@@ -177,7 +178,9 @@ def _first_state(config, model, tx):
     key_params, jnp.zeros((1, height, width, 3)), train=False
   )
   if config.weights:
-    variables = models.load_pretrained(config.weights, model, variables)
+    variables = models.load_pretrained(
+      config.weights, model, variables, preprocessing=_preprocessing(config)
+    )
   # Raw key data: a checkpoint holds plain arrays.
   key_steps = jax.random.key_data(key_steps)
   return step.create_state(key_steps, variables, tx, config.ema)
@@ -243,6 +246,7 @@ def _validate(config, workdir):
 
 def _save_samples(predictor, dataset, directory):
   """Image, truth, categories, votes, instances of a few images."""
+  directory.mkdir(parents=True, exist_ok=True)
   for index in range(min(_NUM_SAMPLES, len(dataset))):
     example = dataset[index]
     image = example["image"]

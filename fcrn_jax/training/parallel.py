@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fcrn_jax.training.step import AXIS
 
@@ -41,6 +41,15 @@ def shard_map_step(step: Callable) -> Callable:
     check_vma=False,
   )
   return jax.jit(mapped, donate_argnums=0)
+
+
+def replicate(state):
+  """The state on every device, placed as a step returns it.
+
+  So that the second step does not compile again.
+  """
+  mesh = Mesh(np.array(jax.devices()), (AXIS,))
+  return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 
 def split_batch(batch: Mapping[str, np.ndarray], num_devices: int) -> dict:
