@@ -288,11 +288,16 @@ def test_another_depth_lists_the_keys(saved):
     models.load_pretrained(saved, *network("fcrn34_s32_k1_d1"))
 
 
-def test_the_place_of_the_stride_must_match(tmp_path):
+def test_the_place_of_the_stride_must_match(tmp_path, caplog):
   np.savez(tmp_path / "resnet50.npz", **torch_names(50))
+  default = network("fcrn50_s32_k1_d1")
+  with caplog.at_level("WARNING"):
+    # Names alone do not prove it: a warning.
+    models.load_pretrained(tmp_path / "resnet50.npz", *default)
+  assert "create it with stride_in_1x1=False" in caplog.text
   with pytest.raises(ValueError, match="create it with stride_in_1x1=False"):
     models.load_pretrained(
-      tmp_path / "resnet50.npz", *network("fcrn50_s32_k1_d1")
+      tmp_path / "resnet50.npz", *default, source="torchvision"
     )
   right = network("fcrn50_s32_k1_d1", stride_in_1x1=False)
   models.load_pretrained(tmp_path / "resnet50.npz", *right)

@@ -45,11 +45,14 @@ class Weights(NamedTuple):
   `variables` is {"params": {"backbone": ..., heads ...}, "batch_stats": ...}
   of float32 numpy arrays; an ImageNet classifier is the 1 x 1 classifier
   "semantic". `unknown` are names in the file that have no place in a ResNet.
+  `guessed`: the names are torchvision's, under which others' weights are
+  handed on too, so that its conventions are likely, not certain.
   """
 
   variables: dict[str, Any]
   conventions: Conventions
   unknown: tuple[str, ...]
+  guessed: bool = False
 
 
 def read(path: str | os.PathLike, source: str | None = None) -> Weights:
@@ -82,7 +85,8 @@ def read(path: str | os.PathLike, source: str | None = None) -> Weights:
   }
   variables = {"params": {}, "batch_stats": {}}
   variables |= traverse_util.unflatten_dict(flat, sep="/")
-  return Weights(variables, conventions, tuple(unknown))
+  guessed = layout == "torchvision" and source is None
+  return Weights(variables, conventions, tuple(unknown), guessed)
 
 
 def _conventions(path, source, metadata):
@@ -233,12 +237,15 @@ def _check_conventions(name, weights, model, preprocessing):
     )
   # A basic block (ResNet-18, 34) has no 1 x 1 that could carry the stride.
   if model.spec.depth >= 50 and found.stride_in_1x1 != model.stride_in_1x1:
-    raise ValueError(
+    message = (
       f"{name} is of a network with stride_in_1x1={found.stride_in_1x1}, the"
       f" model has {model.stride_in_1x1}; create it with"
       f" stride_in_1x1={found.stride_in_1x1}, or pass source, one of"
       f" {list(SOURCES)}, where the file follows another's conventions."
     )
+    if not weights.guessed:
+      raise ValueError(message)
+    logging.warning("%s", message)
   if found.caffe_pool != model.caffe_pool:
     logging.warning(
       "%s is of a network with caffe_pool=%s, the model has %s: features will"
