@@ -1,22 +1,26 @@
-"""The chain of grouping: typed-out grids."""
+"""The chain of grouping: typed-out grids and a naive loop over everything."""
+
+import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from fcrn_jax import instances
+from fcrn_jax.types import Instances
 
 
 def two_squares():
   """Two touching 3 x 3 objects of one category and a 2 x 2 of another."""
-  grid = np.array(
-    [
-      [1, 1, 1, 2, 2, 2, 0, 0],
-      [1, 1, 1, 2, 2, 2, 0, 0],
-      [1, 1, 1, 2, 2, 2, 3, 3],
-      [0, 0, 0, 0, 0, 0, 3, 3],
-    ]
-  )
+  grid = np.array([
+    [1, 1, 1, 2, 2, 2, 0, 0],
+    [1, 1, 1, 2, 2, 2, 0, 0],
+    [1, 1, 1, 2, 2, 2, 3, 3],
+    [0, 0, 0, 0, 0, 0, 3, 3],
+  ])  # fmt: skip
   category = np.array([0, 1, 1, 2])[grid]
   corners = np.array(
     [[0, 0, 1, 1], [0, 0, 3, 3], [0, 3, 3, 6], [2, 6, 4, 8]], np.float32
@@ -35,9 +39,7 @@ def test_touching_objects_are_told_apart(mode, stride):
   grid, probs, boxes = two_squares()
   options = instances.Options(masks=mode, num_masks=1, max_instances=5)
   size = (4 * stride, 8 * stride)
-  found = jax.jit(lambda p, b: instances.extract(p, b, options, size, stride))(
-    probs, boxes * stride
-  )
+  found = instances.extract(probs, boxes * stride, options, size, stride)
   assert found.valid.tolist() == [True] * 3 + [False] * 2
   assert found.classes.tolist() == [1, 1, 2, 0, 0]
   np.testing.assert_allclose(found.scores, [0.9, 0.8, 0.7, 0, 0], rtol=1e-6)
@@ -51,17 +53,240 @@ def test_touching_objects_are_told_apart(mode, stride):
     assert iou == 1 if stride == 1 else iou > 0.7
 
 
-def test_jit_takes_options_and_vmap_equals_a_loop():
+def test_it_says_why():
+  grid, probs, boxes = two_squares()
+  boxes[0, 0] += 0.5  # one vote is off by half a pixel both ways
+  found = instances.find(probs, boxes, instances.Options(num_masks=1))
+  assert found.seeds[:3].tolist() == [[0, 0], [0, 3], [2, 6]]
+  assert found.num_votes[:3].tolist() == [9, 9, 4]
+  # The seed is the one that is off: the others are sqrt(0.5) away from it.
+  square = 0.5 * 8 / 9
+  np.testing.assert_allclose(found.spread[:3] ** 2, [square, 0, 0], rtol=1e-5)
+  np.testing.assert_allclose(found.fill[:3], 1)
+  np.testing.assert_array_equal(found.owners[0, 0], grid - 1)
+
+
+def fragment_case():
+  """A 4 x 6 object of which the last column votes for a box of 4 x 24."""
+  probs = np.zeros((4, 24, 2), np.float32)
+  probs[..., 0] = 1
+  probs[:, :6] = [0.1, 0.9]
+  boxes = np.zeros((4, 24, 1, 4), np.float32)
+  boxes[:, :5] = [0, 0, 4, 6]
+  boxes[:, 5] = [0, 0, 4, 24]
+  return probs, boxes
+
+
+def test_fragments_go_to_the_object_that_they_agree_with_best():
+  probs, boxes = fragment_case()
+  options = instances.Options(num_masks=1, masks="blocks", min_fill=0.0)
+  found = instances.find(probs, boxes, options)
+  np.testing.assert_allclose(found.fill[:3], [20 / 24, 4 / 96, 0])
+  # IoU of the two boxes is 1/4.
+  for changes, areas in [
+    ({"min_fill": 0.0}, [20, 4]),
+    ({"min_fill": 0.25}, [20]),
+    ({"min_fill": 0.25, "masks": "boxes", "min_agreement": 0.3}, [20]),
+    ({"min_fill": 0.25, "masks": "boxes", "min_agreement": 0.2}, [24]),
+  ]:
+    changed = dataclasses.replace(options, **changes)
+    found = instances.extract(probs, boxes, changed)
+    assert found.valid.sum() == len(areas)
+    assert found.masks.sum((1, 2))[: len(areas)].tolist() == areas
+
+
+def test_small_clusters_are_dropped_by_area_in_image_pixels():
   _, probs, boxes = two_squares()
-  key = jax.random.key(0)
-  probs = jax.nn.softmax(jax.random.normal(key, (3, *probs.shape)), axis=-1)
-  boxes = boxes + jax.random.uniform(key, (3, *boxes.shape))
-  options = instances.Options(max_instances=7)
-  batch = jax.vmap(lambda p, b: instances.extract(p, b, options))(probs, boxes)
-  for i in range(3):
-    one = jax.jit(instances.extract)(probs[i], boxes[i], options)
-    jax.tree.map(
-      np.testing.assert_array_equal,
-      one,
-      jax.tree.map(lambda x, i=i: x[i], batch),
+  for area, count in [(4 * 16, 3), (4 * 16 + 1, 2), (9 * 16 + 1, 0)]:
+    options = instances.Options(num_masks=1, min_area=area)
+    found = instances.find(probs, boxes * 4, options, None, 4)
+    assert found.valid.sum() == count
+
+
+def test_second_mask_recalls_what_background_wins():
+  # A 2 x 2 object with 0.45 against the background's 0.55.
+  probs = np.zeros((4, 4, 3), np.float32)
+  probs[..., 0] = 1
+  probs[:2, :2] = [0.55, 0.45, 0]
+  boxes = np.zeros((4, 4, 2, 4), np.float32)
+  boxes[:2, :2] = [0, 0, 2, 2]
+  for num, valid in [(1, 0), (2, 1)]:
+    found = instances.extract(probs, boxes, instances.Options(num_masks=num))
+    assert found.valid.sum() == valid
+  np.testing.assert_allclose(found.scores[0], 0.45)
+  assert found.masks[0].sum() == 4
+
+
+def naive_iou(a, b):
+  shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
+  shared *= max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+  areas = [max(x[2] - x[0], 0) * max(x[3] - x[1], 0) for x in (a, b)]
+  return shared / max(sum(areas) - shared, 1e-9)
+
+
+def naive_chain(probs, boxes, options):
+  """Steps 3 to 6, category by category and mask by mask."""
+  height, width, channels = probs.shape
+  rank = np.argsort(np.argsort(-probs, axis=-1, kind="stable"), axis=-1)
+  clusters = []
+  for k in range(options.num_masks):
+    in_mask = []
+    for c in range(1, channels):
+      left = np.argwhere(
+        (rank[..., c] <= k) & (probs[..., c] >= options.score_floor)
+      )
+      left = {tuple(place) for place in left}
+      while left:
+        seed = min(left, key=lambda p, c=c: (-probs[*p, c], p))
+        box = boxes[*seed, c - 1].astype(np.float64)
+        cells = {
+          p
+          for p in left
+          if p == seed
+          or naive_iou(boxes[*p, c - 1].astype(np.float64), box)
+          > options.iou_threshold
+        }
+        left -= cells
+        # Rounded as ours is, so that ties are the same.
+        best = probs[*seed, c]
+        less = sum(probs[*p, c] - best for p in cells)
+        mean = best + less / np.float32(len(cells))
+        in_mask.append((c, seed, frozenset(cells), mean, k, box))
+    # As found when all categories compete: the order of ties in score.
+    in_mask.sort(key=lambda x: (-probs[*x[1], x[0]], x[1], rank[*x[1], x[0]]))
+    clusters += in_mask
+  kept = []
+  for cluster in sorted(clusters, key=lambda x: -x[3]):
+    category, _, cells, _, _, box = cluster
+    visible = np.clip(box, 0, [height, width, height, width])
+    area = np.prod(np.maximum(visible[2:] - visible[:2], 0))
+    if len(cells) < options.min_fill * max(area, 1):
+      continue
+    if len(cells) < options.min_area:
+      continue
+    rivals = [other[2] for other in kept if other[0] == category]
+    if all(
+      len(cells & rival) <= options.region_overlap * len(cells | rival)
+      for rival in rivals
+    ):
+      kept.append(cluster)
+  return kept
+
+
+@pytest.mark.parametrize("num_masks", [1, 2, 3])
+def test_equals_naive_chain(num_masks):
+  """Scores are eighths, so that ties abound and sums are exact."""
+  rng = np.random.default_rng(num_masks)
+  height, width, categories, cases = 6, 5, 3, 150
+  shape = (cases, height, width)
+  probs = rng.integers(0, 9, (*shape, categories + 1)).astype(np.float32) / 8
+  corner = rng.integers(-2, 6, (*shape, categories, 2))
+  size = rng.integers(0, 7, (*shape, categories, 2))
+  boxes = np.concatenate([corner, corner + size], -1).astype(np.float32)
+  # Half of the cases have few distinct boxes, so that clusters are large.
+  boxes[::2] = boxes[::2, :1, :1] + rng.integers(0, 2, boxes[::2].shape).astype(
+    np.float32
+  )
+  choices = {
+    "score_floor": (0.25, 0.5),
+    "iou_threshold": (0.25, 0.5, 0.7),
+    "min_fill": (0.0, 0.25),
+    "min_area": (0.0, 3.0),
+    "region_overlap": (0.0, 0.25, 0.5),
+  }
+  thresholds = {n: rng.choice(c, cases) for n, c in choices.items()}
+  find = jax.jit(jax.vmap(lambda p, b, t: instances.find(
+    p, b, instances.Options(num_masks=num_masks, max_instances=100, **t)
+  )))  # fmt: skip
+  found = jax.tree.map(np.asarray, find(
+    probs, boxes, {n: np.float32(v) for n, v in thresholds.items()}
+  ))  # fmt: skip
+  number = 0
+  for i in range(cases):
+    options = instances.Options(
+      num_masks=num_masks, **{n: float(v[i]) for n, v in thresholds.items()}
     )
+    expected = naive_chain(probs[i], boxes[i], options)
+    number += len(expected)
+    one = jax.tree.map(lambda x, i=i: x[i], found)
+    assert one.valid.sum() == len(expected)
+    assert not one.truncated
+    for j, (category, seed, cells, mean, k, box) in enumerate(expected):
+      assert (one.classes[j], one.mask[j]) == (category, k)
+      assert tuple(one.seeds[j]) == seed
+      assert one.scores[j] == mean
+      np.testing.assert_array_equal(one.boxes[j], box)
+      owned = np.argwhere((one.owners == j).any((0, 1)))
+      assert {tuple(place) for place in owned} == cells
+  assert number > 5 * cases
+
+
+def random_maps(rng, *shape):
+  probs = rng.dirichlet([1, 1, 1], shape).astype(np.float32)
+  corner = rng.uniform(0, 20, (*shape, 2, 2))
+  size = rng.uniform(5, 20, (*shape, 2, 2))
+  return probs, np.concatenate([corner, corner + size], -1).astype(np.float32)
+
+
+def test_a_batch_equals_its_images():
+  probs, boxes = random_maps(np.random.default_rng(0), 3, 7, 9)
+  options = instances.Options(max_instances=7)
+  extract = functools.partial(instances.extract, image_size=(28, 36), stride=4)
+  batch = jax.vmap(lambda p, b: extract(p, b, options))(probs, boxes)
+  for i in range(3):
+    one = extract(probs[i], boxes[i], options)
+    jax.tree.map(
+      lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), batch, one
+    )
+  assert batch.truncated.any()
+
+
+def test_exports_with_symbolic_sizes():
+  export.register_namedtuple_serialization(Instances, serialized_name="test")
+  options = instances.Options(max_instances=9)
+
+  def extract(probs, boxes):
+    size = (4 * probs.shape[0], 4 * probs.shape[1])
+    return instances.extract(probs, boxes, options, size, 4)
+
+  h, w = export.symbolic_shape("h, w")
+  program = export.export(jax.jit(extract), platforms=("cpu", "cuda", "tpu"))(
+    jax.ShapeDtypeStruct((h, w, 3), jnp.float32),
+    jax.ShapeDtypeStruct((h, w, 2, 4), jnp.float32),
+  )
+  program = export.deserialize(bytearray(program.serialize()))
+  rng = np.random.default_rng(0)
+  for shape in [(5, 7), (40, 33)]:
+    probs, boxes = random_maps(rng, *shape)
+    found = program.call(probs, boxes)
+    assert found.valid.any()
+    jax.tree.map(np.testing.assert_array_equal, found, extract(probs, boxes))
+
+
+def test_thresholds_do_not_recompile():
+  probs, boxes = random_maps(np.random.default_rng(0), 6, 6)
+  extract = jax.jit(lambda p, b, o: instances.extract(p, b, o))
+  for threshold in (0.3, 0.5):
+    extract(probs, boxes, instances.Options(iou_threshold=threshold))
+  assert extract._cache_size() == 1
+
+
+def test_paper_is_to_the_letter():
+  options = instances.Options.paper()
+  assert options.min_fill == options.min_area == options.region_overlap == 0
+  assert options.masks == "blocks"
+  probs, boxes = fragment_case()
+  found = instances.extract(probs, boxes, options)
+  assert found.valid.sum() == 2
+
+
+def test_mistakes_are_named():
+  probs, boxes = random_maps(np.random.default_rng(0), 4, 4)
+  with pytest.raises(ValueError, match="3 channels and boxes 1"):
+    instances.extract(probs, boxes[:, :, :1])
+  with pytest.raises(ValueError, match="masks is 'pixels'"):
+    instances.Options(masks="pixels")
+  with pytest.raises(ValueError, match="iou_threshold is 1"):
+    instances.Options(iou_threshold=1.0)
+  with pytest.raises(ValueError, match="num_masks is 0"):
+    instances.Options(num_masks=0)

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from fcrn_jax import boxes as boxes_lib
 from fcrn_jax.instances import masks as masks_lib
 from fcrn_jax.instances.masks import top_categories
-from fcrn_jax.instances.options import Hypotheses, Options
+from fcrn_jax.instances.options import Hypotheses, Options, Size
 from fcrn_jax.instances.region_nms import region_nms, shared_pixels
 from fcrn_jax.instances.voting import Votes, from_tiles, to_tiles, vote
 from fcrn_jax.types import Array, Instances
@@ -45,7 +45,7 @@ def find(
   probs: Float[Array, "h w c"],
   boxes: Float[Array, "h w C 4"],
   options: Options,
-  image_size: tuple[int, int] | Int[Array, "2"] | None = None,
+  image_size: Size | Int[Array, "2"] | None = None,
   stride: int | float = 1,
 ) -> Hypotheses:
   """Instance hypotheses of one image, at the resolution of its maps.
@@ -68,7 +68,7 @@ def _find(probs, boxes, options, image_size, stride) -> Hypotheses:
   first = jnp.arange(options.num_masks)[:, None] * votes.keeper.shape[1]
   owners = jnp.where(votes.owner >= 0, votes.owner + first, -1)
   owners = jnp.stack([
-    from_tiles(owner, height, width, options.num_masks) for owner in owners
+    from_tiles(owner, (height, width, options.num_masks)) for owner in owners
   ]).transpose(0, 3, 1, 2)  # fmt: skip
   all_found = _describe(ballot, votes, owners, options, image_size, stride)
   kept = region_nms(
@@ -180,7 +180,7 @@ def extract(
   probs: Float[Array, "h w c"],
   boxes: Float[Array, "h w C 4"],
   options: Options | None = None,
-  image_size: tuple[int, int] | None = None,
+  image_size: Size | None = None,
   stride: int | float = 1,
 ) -> Instances:
   """Instances of one image from its score map and its box map.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from fcrn_jax.instances.options import Hypotheses, Options
+from fcrn_jax.instances.options import Hypotheses, Options, Size
 from fcrn_jax.instances.voting import overlap
 from fcrn_jax.types import Array
 
@@ -54,7 +54,7 @@ def _top(probs, num, axis):
 
 
 def upsample(
-  maps: Float[Array, "h w *c"], size: tuple[int, int], stride: int | float
+  maps: Float[Array, "h w *c"], size: Size, stride: int | float
 ) -> Float[Array, "H W *c"]:
   """Half-pixel bilinear: cell (i, j) stands for ((i + .5) s, (j + .5) s)."""
   if stride == 1:
@@ -77,7 +77,7 @@ def assign(
   probs: Float[Array, "h w c"],
   boxes: Float[Array, "h w C 4"],
   options: Options,
-  image_size: tuple[int, int],
+  image_size: Size,
   stride: int | float,
 ) -> Int[Array, "r H W"]:
   """Labels of image pixels: see paint."""
@@ -90,7 +90,7 @@ def paint(
   probs: Float[Array, "h w c"],
   boxes: Float[Array, "h w C 4"],
   options: Options,
-  image_size: tuple[int, int],
+  image_size: Size,
   stride: int | float,
 ) -> Painted:
   """The hypothesis that owns each image pixel, by options.masks.

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Bool, Float, Int
 
 from fcrn_jax.types import Array
 
+Size = tuple[Any, Any]  # height and width, of int or symbolic dimensions
 MASKS = ("boxes", "scores", "blocks", "full")
 
 
@@ -51,6 +52,14 @@ class Options:
   def __post_init__(self):
     if self.masks not in MASKS:
       raise ValueError(f"masks is {self.masks!r}; expected one of {MASKS}.")
+    for name in ("num_masks", "max_instances"):
+      value = getattr(self, name)
+      if value < 1:
+        raise ValueError(f"{name} is {value}; expected at least 1.")
+    for name in ("iou_threshold", "region_overlap", "min_agreement"):
+      value = getattr(self, name)  # an array under jit
+      if isinstance(value, float) and not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; an IoU, expected in [0, 1).")
 
   @classmethod
   def paper(cls) -> "Options":

@@ -12,7 +12,7 @@ linear in the candidates and no sort.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,9 +112,10 @@ def to_tiles(x: Shaped[Array, "h w r"]) -> Shaped[Array, "n"]:
 
 
 def from_tiles(
-  x: Shaped[Array, "n"], height: int, width: int, ranks: int
+  x: Shaped[Array, "n"], shape: tuple[Any, Any, int]
 ) -> Shaped[Array, "h w r"]:
-  """The map that to_tiles flattened."""
+  """The map of that shape that to_tiles flattened."""
+  height, width, ranks = shape
   rows, columns = (-(-size // TILE) for size in (height, width))
   x = x.reshape(rows, columns, ranks, TILE, TILE).transpose(0, 3, 1, 4, 2)
   return x.reshape(rows * TILE, columns * TILE, ranks)[:height, :width]
