@@ -97,10 +97,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
     clip_norm=config.optim.clip_norm,
   )
   state = _first_state(config, model, tx)
-  if main_process:
-    logging.info(
-      "\n%s", parameter_overview.get_parameter_overview(state.params)
-    )
   batches = iter(
     pipeline.train_batches(
       dataset,
@@ -118,6 +114,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
     logging.info("continuing %s at step %d", workdir, int(state.step))
   if main_process:
     checkpoint.write_config(workdir, config)
+    overview = parameter_overview.get_parameter_overview(state.params)
+    (workdir / "parameters.txt").write_text(overview + "\n")
+    logging.info("network %s, %s", config.model.name, overview.split("\n")[-1])
   state = parallel.replicate(state)
   start = int(state.step)
   train_step = parallel.pmap_step(
