@@ -125,6 +125,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
     )
   )
   writer = writers.MetricsWriter(workdir, start, main_process)
+  # The devices of one CPU share threads: two steps under way at once can each
+  # hold those that the other's collectives wait for.
+  wait_each_step = jax.default_backend() == "cpu"
   averages, clock = None, time.perf_counter()
   progress = tqdm(
     total=config.num_steps,
@@ -138,6 +141,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
     for now in range(start + 1, config.num_steps + 1):
       batch = parallel.split_batch(next(batches), jax.local_device_count())
       state, metrics = train_step(state, batch)
+      if wait_each_step:
+        jax.block_until_ready(state)
       averages = _accumulate(averages, metrics)
       progress.update()
       last = now == config.num_steps or checkpointer.reached_preemption(now)
