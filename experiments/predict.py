@@ -209,7 +209,12 @@ def _predict_batch(predictor, batch, output, explain, pool, writing, failed):
         " raise --max_instances.",
         file=sys.stderr,
       )
-    picture = predictor.explain(image) if explain else None
+    picture = None
+    if explain:
+      try:
+        picture = predictor.explain(image)
+      except ValueError as error:
+        tqdm.write(f"{stem}: {error}", file=sys.stderr)
     writing.append(pool.submit(_write, result, output, stem, picture))
 
 

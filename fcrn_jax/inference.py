@@ -23,7 +23,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 from tqdm import tqdm
 
 from fcrn_jax import boxes as box_algebra
@@ -82,6 +82,15 @@ def map_stride(stride: int, options: Options) -> int:
   return stride // options.shifts
 
 
+def padded_shape(
+  size: Num[Array, "2"], stride: int, options: Options
+) -> tuple[int, int]:
+  """Height and width that an image of this size is padded to."""
+  # A moved view needs one more cell of room.
+  room = stride if options.shifts > 1 else 0
+  return bucket(int(size[0]) + room), bucket(int(size[1]) + room)
+
+
 def predict_maps(
   apply_fn: ApplyFn,
   image: UInt8[Array, "..."],
@@ -106,7 +115,6 @@ def predict_maps(
   """
   fine = map_stride(stride, options)
   height, width = (math.ceil(n / fine) for n in image.shape[:2])
-  # A moved view needs one more cell of room.
   side = options.tile - (stride if options.shifts > 1 else 0)
   if not options.tile or max(image.shape[:2]) <= side:
     maps = batch_maps(apply_fn, [as_rgb(image)], stride, options)
@@ -142,15 +150,15 @@ def batch_maps(
   stride: int,
   options: Options = ONE_VIEW,
 ) -> Maps:
-  """The averaged maps of images of about one size, `b h w ...` on the device.
+  """The averaged maps of images of one padded_shape, on the device.
 
-  They are padded to the bucket of the largest; cells beyond an image repeat
-  its last ones and must not vote. Compiles once per bucket and batch size.
+  Cells beyond an image repeat its last ones and must not vote. Compiles once
+  per padded shape and batch size.
   """
   fine = map_stride(stride, options)
   room = stride if options.shifts > 1 else 0
   sizes = np.array([image.shape[:2] for image in images])
-  shape = tuple(bucket(int(n) + room) for n in sizes.max(axis=0))
+  shape = padded_shape(sizes.max(axis=0), stride, options)
   cells = tuple((n - room) // fine for n in shape)
   total, count = None, 0
   for scale in options.scales:
@@ -160,7 +168,6 @@ def batch_maps(
       view_shape = tuple(bucket(math.ceil(n * scale) + room) for n in shape)
     view_sizes = np.array([view.shape[:2] for view in views])
     for flip in (False, True)[: 1 + options.flip]:
-      maps = _view_maps(apply_fn, views, flip, view_shape, stride, options)
       factor, offset = view_sizes / sizes, np.zeros(sizes.shape)
       if flip:
         # Mirrored at a whole number of cells, so that cells meet cells.
@@ -169,8 +176,16 @@ def batch_maps(
       # The view's part that shows the image, in cells.
       start = np.maximum(offset - view_sizes, 0) // fine
       stop = np.ceil(np.maximum(offset, view_sizes) / fine) - 1
-      geometry = (factor, offset, start, stop)
-      maps = _undo_view(maps, *map(np.float32, geometry), cells, fine)
+      geometry = map(np.float32, (factor, offset, start, stop))
+      moves = _moves(stride, options.shifts)
+      canvases = (_canvas(views, flip, view_shape, m, stride) for m in moves)
+      outputs = [
+        (found["semantic"], found.get("boxes"))
+        for found in map(apply_fn, canvases)
+      ]
+      maps = _read_view(
+        outputs, tuple(geometry), moves, view_shape, cells, fine
+      )
       total = maps if total is None else jax.tree.map(jnp.add, total, maps)
       count += 1
   return jax.tree.map(lambda x: x / count, total) if count > 1 else total
@@ -275,26 +290,15 @@ def _add_tile(total, tile, rows, columns, origin, shifts):
     total.boxes[tuple(slices)] += weight[..., None] * boxes
 
 
-def _view_maps(apply_fn, views, flip, shape, stride, options):
-  """Maps of one view in its own coordinates, moves of it interleaved.
+def _moves(stride, k):
+  """k * k offsets (y, x) in pixels at which a view is put into its canvas.
 
-  The canvas of a move starts `offset` pixels before the view, so that its
-  cells stand for other points of the view: cell (j + 0.5) / k strides after
-  a multiple of the stride for j = 0 ... k - 1.
+  Cell i of a canvas moved by d stands for point (i + 0.5) stride - d of the
+  view: d makes that (i + (j + 0.5) / k) strides, j = 0 ... k - 1; those of the
+  second half, which would be negative, are a stride larger.
   """
-  k = options.shifts
   offsets = [(stride // 2 - stride * (2 * j + 1) // (2 * k)) for j in range(k)]
-  grid = []
-  for dy in offsets:
-    for dx in offsets:
-      move = (dy % stride, dx % stride)
-      canvas = _canvas(views, flip, shape, move, stride)
-      outputs = apply_fn(canvas)
-      maps = _to_maps(outputs["semantic"], outputs.get("boxes"), shape, move)
-      # An offset that had to be made positive starts one cell earlier.
-      skip = (int(dy < 0), int(dx < 0))
-      grid.append(_crop(maps, skip) if k > 1 else maps)
-  return grid[0] if k == 1 else _interleave(grid, k)
+  return tuple((y % stride, x % stride) for y in offsets for x in offsets)
 
 
 def _canvas(views, flip, shape, move, stride):
@@ -309,8 +313,38 @@ def _canvas(views, flip, shape, move, stride):
   return canvas
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _to_maps(semantic, encoded, shape, move):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _read_view(outputs, geometry, moves, shape, cells, stride) -> Maps:
+  """The maps of one view in all its moves, brought to the image's cells.
+
+  Point p of the image is factor * p + offset in the view, whose cells from
+  first to last show the image: geometry = factor, offset, first, last; b 2.
+  """
+  grid = [
+    _to_maps(*heads, move, shape)
+    for heads, move in zip(outputs, moves, strict=True)
+  ]
+  maps = _interleave(grid, moves) if len(grid) > 1 else grid[0]
+
+  def one(maps, factor, offset, first, last):
+    axes = []
+    for axis, length in enumerate(cells):
+      point = (jnp.arange(length) + 0.5) * stride
+      position = (factor[axis] * point + offset[axis]) / stride - 0.5
+      axes.append(jnp.clip(position, first[axis], last[axis]))
+    probs = _bilinear(maps.probs, *axes)
+    if maps.boxes is None:
+      return Maps(probs, None)
+    boxes = _bilinear(maps.boxes, *axes)
+    corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
+    corners = (corners - offset) / factor
+    low, high = corners.min(axis=-2), corners.max(axis=-2)
+    return Maps(probs, jnp.concatenate([low, high], axis=-1))
+
+  return jax.vmap(one)(maps, *geometry)
+
+
+def _to_maps(semantic, encoded, move, shape):
   """Logits to probabilities, encoded boxes to absolute ones.
 
   Two networks may differ in stride; the coarser map is then brought to the
@@ -334,58 +368,24 @@ def _to_maps(semantic, encoded, shape, move):
   return Maps(probs, boxes)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _crop(maps, skip):
-  y, x = skip
-  height, width = (n - 1 for n in maps.probs.shape[1:3])
-  return jax.tree.map(lambda m: m[:, y : y + height, x : x + width], maps)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _interleave(grid, k):
+def _interleave(grid, moves):
   """k * k maps, cell (i, j) of the (y, x)-th going to (i k + y, j k + x)."""
+  k = math.isqrt(len(grid))
+  # The first half of the offsets fall from stride / 2, the others are wrapped.
+  top = moves[0][0]
 
   def mix(*maps):
-    b, h, w, *rest = maps[0].shape
-    stacked = jnp.stack(maps).reshape(k, k, b, h, w, *rest)
+    cut = []
+    for m, (dy, dx) in zip(maps, moves, strict=True):
+      y, x = int(dy > top), int(dx > top)
+      height, width = (n - 1 for n in m.shape[1:3])
+      cut.append(m[:, y : y + height, x : x + width])
+    b, h, w, *rest = cut[0].shape
+    stacked = jnp.stack(cut).reshape(k, k, b, h, w, *rest)
     stacked = jnp.moveaxis(stacked, (0, 1), (2, 4))
     return stacked.reshape(b, h * k, w * k, *rest)
 
   return jax.tree.map(mix, *grid)
-
-
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def _undo_view(
-  maps: Maps,
-  factor: Float[Array, "b 2"],
-  offset: Float[Array, "b 2"],
-  first: Float[Array, "b 2"],
-  last: Float[Array, "b 2"],
-  cells: tuple[int, int],
-  stride: int,
-) -> Maps:
-  """A view's maps at the cells of the image.
-
-  Point p of the image is factor * p + offset in the view, whose cells from
-  `first` to `last` show the image.
-  """
-
-  def one(maps, factor, offset, first, last):
-    axes = []
-    for axis, length in enumerate(cells):
-      point = (jnp.arange(length) + 0.5) * stride
-      position = (factor[axis] * point + offset[axis]) / stride - 0.5
-      axes.append(jnp.clip(position, first[axis], last[axis]))
-    probs = _bilinear(maps.probs, *axes)
-    if maps.boxes is None:
-      return Maps(probs, None)
-    boxes = _bilinear(maps.boxes, *axes)
-    corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
-    corners = (corners - offset) / factor
-    low, high = corners.min(axis=-2), corners.max(axis=-2)
-    return Maps(probs, jnp.concatenate([low, high], axis=-1))
-
-  return jax.vmap(one)(maps, factor, offset, first, last)
 
 
 def _bilinear(image, y, x):

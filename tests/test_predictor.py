@@ -139,6 +139,8 @@ def test_large_images_have_no_seams(monkeypatch):
   np.testing.assert_allclose(
     sorted(result.boxes.tolist()), sorted(expected.boxes.tolist()), atol=1e-3
   )
+  with pytest.raises(ValueError, match="too large to be explained"):
+    tiled.explain(image)
   too_many = dataclasses.replace(options, masks="full")
   with pytest.raises(ValueError, match="masks is 'full'"):
     tiled.group(tiled.maps(image), image, too_many)
@@ -325,7 +327,7 @@ def test_compressing_long_runs():
 
 
 def test_save_writes_what_the_readers_expect(tmp_path):
-  image = scenes.scene(60, 70)
+  image = scenes.scene(96, 128)
   result = perfect()(image)
   paths = result.save(tmp_path, "a")
   assert [p.name for p in paths] == [
@@ -342,7 +344,7 @@ def test_save_writes_what_the_readers_expect(tmp_path):
     assert labels.mode == "I;16"
     np.testing.assert_array_equal(np.array(labels), result.label_map)
   with Image.open(paths[2]) as overlay:
-    assert overlay.size == (70, 60) and overlay.mode == "RGB"
+    assert overlay.size == (128, 96) and overlay.mode == "RGB"
 
 
 def test_more_instances_than_16_bits_hold(tmp_path):
@@ -355,8 +357,17 @@ def test_more_instances_than_16_bits_hold(tmp_path):
     np.testing.assert_array_equal(np.array(image), labels[0])
 
 
+def test_large_overlays_are_reduced(tmp_path, monkeypatch):
+  monkeypatch.setattr(result_lib, "_OVERLAY_SIDE", 50)
+  result = perfect()(scenes.scene(96, 128))
+  with Image.open(result.save(tmp_path, "a")[2]) as overlay:
+    assert overlay.size == (43, 32)  # every third pixel
+  with Image.open(tmp_path / "a_instances.png") as labels:
+    assert labels.size == (128, 96)
+
+
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
-  result = perfect()(scenes.scene(60, 70))
+  result = perfect()(scenes.scene(96, 128))
 
   def fail(path, kind):
     path.write_bytes(b"half")

@@ -182,9 +182,7 @@ class Predictor:
       if self._is_large(image):
         results[index] = self(image)
       else:
-        size = (round(n * self.input_scale) for n in image.shape[:2])
-        key = tuple(inference.bucket(n) for n in size)
-        buckets.setdefault(key, []).append(index)
+        buckets.setdefault(self._padded_shape(image), []).append(index)
     for bucket, indices in buckets.items():
       # Alone or in batches of one size, so that little is compiled.
       count = self._images_at_once(bucket) if len(indices) > 1 else 1
@@ -229,7 +227,15 @@ class Predictor:
     return grouping.group_one(maps, image, *settings)
 
   def explain(self, image: Image, number: int = 12) -> Image:
-    """A picture of why the `number` best instances are there."""
+    """A picture of why the `number` best instances are there.
+
+    ValueError for images that are grouped in regions: explain a part.
+    """
+    if self._is_large(image):
+      raise ValueError(
+        f"an image of {image.shape[:2]} pixels is too large to be explained as"
+        " a whole; cut out a part."
+      )
     maps, options = self.maps(image), self.options
     if options.masks == "full":  # whose votes are not the maps' cells
       options = dataclasses.replace(options, masks="boxes")
@@ -265,11 +271,21 @@ class Predictor:
     if self.input_scale == 1:
       return image
     image = inference.as_rgb(image)
-    # To a size that scales to whole pixels, so that cells stay in place.
-    multiple = Fraction(self.input_scale).limit_denominator(16).denominator
-    pads = [(0, -n % multiple) for n in image.shape[:2]]
+    pads = [(0, n) for n in self._margin(image)]
     return inference.resize(
       np.pad(image, (*pads, (0, 0)), "edge"), self.input_scale
+    )
+
+  def _margin(self, image):
+    """What it takes to scale to whole pixels, so that cells stay in place."""
+    multiple = Fraction(self.input_scale).limit_denominator(16).denominator
+    return [-n % multiple for n in image.shape[:2]]
+
+  def _padded_shape(self, image):
+    """What its network image is padded to."""
+    size = np.add(image.shape[:2], self._margin(image)) * self.input_scale
+    return inference.padded_shape(
+      np.rint(size), self._network_stride, self.views
     )
 
   def _in_image_pixels(self, maps):

@@ -128,7 +128,8 @@ class Result:
 
     The semantic map has a palette, the label map 16 bits (beyond 65,535
     instances it is a 32-bit <stem>_instances.tif). The overlay needs the
-    image that the prediction was made for. Each file appears complete or not
+    image that the prediction was made for, and is at most 4,096 pixels wide
+    and high. Each file appears complete or not
     at all. Returns the paths.
     """
     from fcrn_jax import visualize
@@ -147,11 +148,25 @@ class Result:
       path = directory / f"{stem}_instances.tif"
       paths.append(_write(path, Image.fromarray(labels).save, "TIFF"))
     if self.image is not None:
-      overlay = Image.fromarray(self.overlay(self.image))
-      overlay.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE))
+      overlay = Image.fromarray(self._reduced_overlay())
       path = directory / f"{stem}_overlay.png"
       paths.append(_write(path, overlay.save, "PNG"))
     return paths
+
+  def _reduced_overlay(self):
+    """The overlay, of every k-th pixel where the image is large."""
+    step = -(-max(self.semantic.shape) // _OVERLAY_SIDE)
+    every = (..., slice(None, None, step), slice(None, None, step))
+    small = Result(
+      self.semantic[every],
+      self.confidence[every],
+      self.layers[every],
+      self.classes,
+      self.scores,
+      self.boxes,
+      categories=self.categories,
+    )
+    return small.overlay(np.asarray(self.image[::step, ::step]))
 
   def to_coco(self, image_id: Any) -> list[dict[str, Any]]:
     """COCO results: one dict an instance, masks as compressed RLE.
