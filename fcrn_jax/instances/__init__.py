@@ -31,7 +31,9 @@ __all__ = [
   "Votes",
   "extract",
   "find",
+  "from_tiles",
   "region_nms",
+  "to_tiles",
   "top_categories",
   "vote",
 ]
