@@ -11,8 +11,8 @@ from configs import default
 def get_config() -> ConfigDict:
   """A small stride-4 network from random weights."""
   config = default.get_config().unlock()
-  config.model.name = "fcrn18_s4_k3_d2"
-  config.model.width = 16
+  config.model.name = "fcrn_tiny"
+  config.model.width = 256
   config.model.batch_norm = "local"
   config.model.box_unit = 16.0
   config.data.name = "shapes"
@@ -21,13 +21,14 @@ def get_config() -> ConfigDict:
   config.loss.k = 0
   config.loss.box_k = 0
   config.batch_size = 8
-  config.num_steps = 2600
+  config.num_steps = 3400
   config.optim.name = "adamw"
-  config.optim.lr = 3e-3
+  config.optim.lr = 4e-3
   config.optim.schedule = "cosine"
   config.optim.warmup_steps = 50
   config.optim.weight_decay = 1e-2
   config.ema = 0.99
+  config.instances.num_masks = 1
   config.log_every = 100
   config.checkpoint_every = 500
   return config.lock()

@@ -16,8 +16,8 @@ from fcrn_jax.types import IGNORE, Array
 
 CATEGORIES = ("ellipse", "rectangle", "triangle", "ring")
 _SPLITS = {"train": 20_000, "val": 200, "test": 500}
-_MIN_VISIBLE = 0.5  # of an object's area in the frame, or it is not drawn
-_MIN_PIXELS = 80
+_MIN_VISIBLE = 0.6  # of an object's area in the frame, or it is not drawn
+_MIN_PIXELS = 40
 _SHIFT = 4  # fractional bits of the polygons' coordinates
 _TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 
@@ -90,9 +90,9 @@ def draw(rng: np.random.Generator, height: int, width: int) -> dict[str, Any]:
 
 
 def _place(rng: np.random.Generator, height: int, width: int) -> list[dict]:
-  """3 to 12 objects in drawing order: category, colour and contours each."""
+  """2 to 12 objects in drawing order: category, colour and contours each."""
   extent = min(height, width)
-  total = int(rng.integers(3, 13))
+  total = 2 + int(rng.binomial(10, 0.4))
   objects: list[dict] = []
   while len(objects) < total:
     category = int(rng.integers(1, len(CATEGORIES) + 1))
@@ -100,10 +100,10 @@ def _place(rng: np.random.Generator, height: int, width: int) -> list[dict]:
     members = min(members, total - len(objects))
     same_color = rng.random() < 0.3
     color = rng.uniform(20, 235, 3)
-    typical = extent * np.exp(rng.uniform(np.log(0.1), np.log(0.26)))
+    typical = extent * np.exp(rng.uniform(np.log(0.12), np.log(0.28)))
     group: list[tuple] = []
     for _ in range(members):
-      low = 0.12 if CATEGORIES[category - 1] == "ring" else 0.09
+      low = 0.13 if CATEGORIES[category - 1] == "ring" else 0.1
       radius = np.clip(
         typical * np.exp(rng.normal(0, 0.4)), low * extent, 0.3 * extent
       )
@@ -111,7 +111,7 @@ def _place(rng: np.random.Generator, height: int, width: int) -> list[dict]:
       if group:  # beside a member: touching, or overlapping up to a half
         near, its_radius = group[int(rng.integers(len(group)))]
         angle = rng.uniform(0, 2 * np.pi)
-        distance = (radius + its_radius) * rng.uniform(0.7, 0.95)
+        distance = (radius + its_radius) * rng.uniform(0.75, 0.97)
         center = near + distance * np.array([np.sin(angle), np.cos(angle)])
         center = np.clip(
           center, 0.04 * extent, np.array((height, width)) - 0.04 * extent
@@ -184,16 +184,17 @@ def _occlude(
 def _paint(
   rng: np.random.Generator, owner: UInt8[Array, "H W"], colors: Array
 ) -> UInt8[Array, "H W 3"]:
-  """Colours, per-object shading and stripes, background texture, noise."""
+  """Colours, shading, stripes on some objects, background texture, noise."""
   height, width = owner.shape
   number = len(colors) + 1
   y, x = np.mgrid[:height, :width].astype(np.float32)
   colors = np.concatenate([rng.uniform(20, 235, (1, 3)), colors])
   colors = colors.astype(np.float32)
   # Per object: a slope of brightness, and stripes of its own direction.
-  slope = rng.normal(0, 0.6, (2, number)).astype(np.float32)
+  slope = rng.normal(0, 0.4, (2, number)).astype(np.float32)
   frequency = rng.uniform(-1.2, 1.2, (2, number)).astype(np.float32)
-  strength = rng.uniform(0, 16, number) * (rng.random(number) < 0.6)
+  strength = rng.uniform(0, 8, number) * (rng.random(number) < 0.3)
+  strength[0] = rng.uniform(6, 20)
   phase = rng.uniform(0, 2 * np.pi, number)
   level = slope[0][owner] * (y - height / 2) + slope[1][owner] * (x - width / 2)
   wave = frequency[0][owner] * y + frequency[1][owner] * x
@@ -203,7 +204,7 @@ def _paint(
   cells = int(rng.integers(4, 17))
   clouds = rng.normal(0, 16, (cells, cells, 3)).astype(np.float32)
   clouds = cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)
-  clouds[owner > 0] *= 0.4
+  clouds[owner > 0] *= 0.25
   image += clouds
   if rng.random() < 0.7:
     image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.4, 0.9))
