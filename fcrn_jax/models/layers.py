@@ -5,6 +5,8 @@ same sums in the same order, so that the dense output subsampled equals the
 sparse one exactly (section 2.3 of the paper, the hole algorithm).
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.export
@@ -98,7 +100,7 @@ def max_pool(
 
 
 class Conv(nn.Module):
-  """A convolution kernel, HWIO; an affine map of its output can be folded in.
+  """A convolution kernel, HWIO, without bias.
 
   Parameters are float32, computation is in `dtype`.
   """
@@ -107,28 +109,19 @@ class Conv(nn.Module):
   size: int
   stride: int = 1
   dilation: int = 1
-  dtype: DTypeLike = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
-    self,
-    x: Float[Array, "b h w i"],
-    affine: tuple[Float[Array, "o"], Float[Array, "o"]] | None = None,
+    self, x: Float[Array, "b h w i"], scale: Float[Array, "o"] | None = None
   ) -> Float[Array, "b h2 w2 o"]:
-    """conv(x) in `dtype`, or conv(x) * scale + bias for affine = both."""
+    """conv(x) in `dtype`, with the kernel times `scale` if that is given."""
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param("kernel", he_normal(), shape)
-    if affine is not None:
-      # Scaling the kernel instead of the output costs next to nothing and
-      # spares the gradient from keeping the unscaled output.
-      kernel = kernel * affine[0]
-    x = conv(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      self.stride,
-      self.dilation,
-    )
-    return x if affine is None else x + affine[1].astype(self.dtype)
+    if scale is not None:
+      kernel = kernel * scale
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    return conv(x, kernel, self.stride, self.dilation)
 
 
 class BatchNorm(nn.Module):
@@ -154,8 +147,7 @@ class BatchNorm(nn.Module):
     mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
     var = self.variable("batch_stats", "var", jnp.ones, shape)
     if not train or self.mode == "frozen":
-      factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
-      return conv(x, (factor, bias - mean.value * factor))
+      return self._fixed(conv, x, train, scale, bias, mean.value, var.value)
     x = conv(x)
     batch_mean, batch_var = self._batch_statistics(x)
     if not self.is_initializing():
@@ -165,6 +157,17 @@ class BatchNorm(nn.Module):
     factor = scale * jax.lax.rsqrt(batch_var + self.epsilon)
     offset = bias - batch_mean * factor
     return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+
+  def _fixed(self, conv, x, train, scale, bias, mean, var):
+    """By given statistics: one scale and one offset per channel."""
+    factor = scale * jax.lax.rsqrt(var + self.epsilon)
+    offset = (bias - mean * factor).astype(conv.dtype)
+    if train or jax.default_backend() != "cpu":
+      # In the kernel, the scale costs little and spares the gradient from
+      # keeping the unscaled output; on a GPU, offset and ReLU then join the
+      # product. XLA's CPU program fuses scale, offset and ReLU for nothing.
+      return conv(x, factor) + offset
+    return conv(x) * factor.astype(conv.dtype) + offset
 
   def _batch_statistics(self, x):
     x = x.astype(jnp.float32)

@@ -4,7 +4,7 @@ The network is that of He et al. 2016 (the paper's [6]); where a down-sampling
 is removed, the kernels after it are dilated instead (section 2.3).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
