@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
   config.data.normalize = True
   config.data.gamma = 0.3
   config.data.cache = True
+  # From random weights every pixel is hard: the hardest few alone teach
+  # nothing but uniform scores.
   config.loss.k = 0
   config.loss.box_k = 0
   config.batch_size = 8

@@ -107,14 +107,14 @@ def _place(rng: np.random.Generator, height: int, width: int) -> list[dict]:
       radius = np.clip(
         typical * np.exp(rng.normal(0, 0.4)), low * extent, 0.3 * extent
       )
-      center = rng.uniform(0.1, 0.9, 2) * (height, width)
+      center = rng.uniform(0.18, 0.82, 2) * (height, width)
       if group:  # beside a member: touching, or overlapping up to a half
         near, its_radius = group[int(rng.integers(len(group)))]
         angle = rng.uniform(0, 2 * np.pi)
         distance = (radius + its_radius) * rng.uniform(0.75, 0.97)
         center = near + distance * np.array([np.sin(angle), np.cos(angle)])
         center = np.clip(
-          center, 0.04 * extent, np.array((height, width)) - 0.04 * extent
+          center, 0.12 * extent, np.array((height, width)) - 0.12 * extent
         )
       group.append((center, radius))
       if not same_color:
@@ -139,7 +139,7 @@ def _outline(
   if category == "ellipse":
     rings = [circle * stretch]
   elif category == "ring":
-    rings = [circle * stretch, circle * stretch * rng.uniform(0.4, 0.6)]
+    rings = [circle * stretch, circle * stretch * rng.uniform(0.35, 0.5)]
   elif category == "rectangle":
     corners = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]]) * 0.85
     rings = [corners * stretch]
