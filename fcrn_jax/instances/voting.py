@@ -68,17 +68,28 @@ def vote(
     priority = jnp.arange(count, dtype=jnp.int32)
   scores = jnp.where(candidates & jnp.isfinite(scores), scores, -jnp.inf)
   corners = tuple(boxes[:, i] for i in range(4))
-  keeper, owner, truncated = jax.lax.platform_dependent(
+  return jax.lax.platform_dependent(
     scores, corners, groups, priority, iou_threshold,
     jnp.zeros(max_instances),
-    cpu=_vote_by_chunks, default=_vote_in_passes,
+    # One image after the other on a CPU, where a batch of scatters is slow.
+    cpu=jax.custom_batching.sequential_vmap(
+      functools.partial(_vote, _vote_by_chunks)
+    ),
+    default=functools.partial(_vote, _vote_in_passes),
   )  # fmt: skip
+
+
+def _vote(program, scores, corners, groups, priority, threshold, slots):
+  """Votes with the statistics of the clusters; slots: any array `m`."""
+  keeper, owner, truncated = program(
+    scores, corners, groups, priority, threshold, slots
+  )
   seed, leader = jnp.maximum(keeper, 0), jnp.maximum(owner, 0)
-  slot = jnp.where(owner >= 0, owner, max_instances)  # out of bounds: dropped
-  num_votes = jnp.zeros(max_instances, jnp.int32).at[slot].add(1)
+  slot = jnp.where(owner >= 0, owner, slots.size)  # out of bounds: dropped
+  num_votes = jnp.zeros(slots.size, jnp.int32).at[slot].add(1)
 
   def mean_of(values):
-    total = jnp.zeros(max_instances, values.dtype).at[slot].add(values)
+    total = jnp.zeros(slots.size, values.dtype).at[slot].add(values)
     return total / jnp.maximum(num_votes, 1)
 
   def from_seed(values):  # exact where the values of a cluster are equal
@@ -146,7 +157,10 @@ def _first(mask):
 
 
 def _vote_in_passes(scores, corners, groups, priority, threshold, slots):
-  """`vote` of what scores above -inf, one pass per keeper; slots: any `m`."""
+  """Keepers, owners and whether some are left, in one pass per keeper.
+
+  Candidates are those with a score above -inf.
+  """
 
   def left_of(owner):
     return jnp.where(owner < 0, scores, -jnp.inf)
@@ -172,7 +186,6 @@ def _vote_in_passes(scores, corners, groups, priority, threshold, slots):
   return keeper, owner, left_of(owner).max() > -jnp.inf
 
 
-@jax.custom_batching.sequential_vmap
 def _vote_by_chunks(scores, corners, groups, priority, threshold, slots):
   """The same, reading only the chunks that a keeper can reach."""
   count = scores.shape[0]
