@@ -17,7 +17,9 @@ def _loop_conv(x, kernel, stride, dilation):
   """Definition: output (i, j) is centred on input (i stride, j stride)."""
   b, height, width, _ = x.shape
   size, reach = kernel.shape[0], kernel.shape[0] // 2
-  out = np.zeros((b, -(-height // stride), -(-width // stride), kernel.shape[3]))
+  out = np.zeros(
+    (b, -(-height // stride), -(-width // stride), kernel.shape[3])
+  )
   for i in range(out.shape[1]):
     for j in range(out.shape[2]):
       for r in range(size):
@@ -143,10 +145,14 @@ def test_frozen_norm_uses_and_keeps_the_running_statistics(train):
     got, _expected(variables, y, stats["mean"], stats["var"]), atol=1e-4
   )
   jax.tree.map(
-    np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"]
+    np.testing.assert_array_equal,
+    updated["batch_stats"],
+    variables["batch_stats"],
   )
   grads = jax.grad(
-    lambda p: jnp.sum(_Normed("frozen").apply({**variables, "params": p}, x, train) ** 2)
+    lambda p: jnp.sum(
+      _Normed("frozen").apply({**variables, "params": p}, x, train) ** 2
+    )
   )(variables["params"])
   assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 
@@ -159,9 +165,7 @@ def test_local_norm_uses_the_batch_and_updates_the_running_statistics():
   )
   y = x @ np.asarray(variables["params"]["conv"]["kernel"])[0, 0]
   mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
-  np.testing.assert_allclose(
-    got, _expected(variables, y, mean, var), atol=1e-4
-  )
+  np.testing.assert_allclose(got, _expected(variables, y, mean, var), atol=1e-4)
   old, new = variables["batch_stats"]["bn"], updated["batch_stats"]["bn"]
   np.testing.assert_allclose(
     new["mean"], 0.9 * old["mean"] + 0.1 * mean, atol=1e-5

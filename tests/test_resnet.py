@@ -38,7 +38,8 @@ def test_down_samplings_removes_the_last_ones_first():
     Step(1, 1, 2), Step(1, 2, 4),
   ]  # fmt: skip
   assert resnet.down_samplings(1) == [
-    Step(1, 1, 2), Step(1, 2, 4), Step(1, 4, 8), Step(1, 8, 16), Step(1, 16, 32),
+    Step(1, 1, 2), Step(1, 2, 4), Step(1, 4, 8), Step(1, 8, 16),
+    Step(1, 16, 32),
   ]  # fmt: skip
   with pytest.raises(ValueError, match="output_stride is 12"):
     resnet.down_samplings(12)
@@ -79,9 +80,7 @@ def test_dense_output_subsampled_is_the_sparse_output(
   """Difference 0.0, down to stride 1: pooling and stem removed too."""
   images = np.random.default_rng(1).normal(size=(1, *size, 3))
   images = jnp.asarray(images, jnp.float32)
-  make = functools.partial(
-    ResNet, depth, width=8, stride_in_1x1=stride_in_1x1
-  )
+  make = functools.partial(ResNet, depth, width=8, stride_in_1x1=stride_in_1x1)
   variables = _random_variables(make(32), images)
   sparse = jax.jit(make(32).apply, static_argnums=2)(variables, images, False)
   assert float(jnp.abs(sparse["layer4"]).max()) > 0.1
@@ -143,6 +142,4 @@ def test_remat_changes_nothing():
       return jnp.mean(out["layer4"] ** 2)
 
     grads.append(jax.jit(jax.grad(loss))(variables["params"]))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads
-  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)

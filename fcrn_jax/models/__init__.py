@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fcrn_jax.models.fcrn import FCRN, HEADS, PaperRow, Spec
+from fcrn_jax.models.masking import apply_within
 from fcrn_jax.models.pretrained import load_pretrained
 from fcrn_jax.models.resnet import STRIDES
 
-__all__ = ["create", "list_models", "load_pretrained", "spec"]
+__all__ = [
+  "apply_within", "create", "list_models", "load_pretrained", "spec",
+]  # fmt: skip
 
 _DEPTHS = (18, 34, 50, 101, 152)
 _KERNELS = (1, 3, 5, 7)
@@ -90,9 +93,9 @@ _PAPER = (
   + _rows(7, "voc2012", "256 pixels", [("101_s8_k5_d12", 94.11, 81.44, 74.41)])
   + _rows(7, "voc2012", "512 pixels", [("101_s8_k5_d12", 94.23, 82.09, 74.80)])
   + _rows(7, "voc2012", "1024 pixels", [("101_s8_k5_d12", 94.08, 81.84, 74.17)])
-  + _rows(7, "cityscapes", "256 pixels", [("152_s8_k5_d12", 95.41, 81.37, 73.97)])
-  + _rows(7, "cityscapes", "512 pixels", [("152_s8_k5_d12", 95.46, 82.04, 74.64)])
-  + _rows(7, "cityscapes", "1024 pixels", [("152_s8_k5_d12", 95.38, 81.00, 73.45)])
+  + _rows(7, "cityscapes", "256 pixels", [("152_s8_k5_d12", 95.41, 81.37, 73.97)])  # noqa: E501
+  + _rows(7, "cityscapes", "512 pixels", [("152_s8_k5_d12", 95.46, 82.04, 74.64)])  # noqa: E501
+  + _rows(7, "cityscapes", "1024 pixels", [("152_s8_k5_d12", 95.38, 81.00, 73.45)])  # noqa: E501
   + [
     # Table 6 gives the depth only; the rest is the best setting of Table 1.
     (name, PaperRow(6, "voc2012_sbd", setting, None, None, None, *figures))
@@ -123,9 +126,10 @@ def spec(name: str) -> Spec:
     names = [_TINY.name] + [
       "fcrn{}_s{}_k{}_d{}".format(*v) for v in itertools.product(*allowed)
     ]
-    close = difflib.get_close_matches(name, names, 1, 0)[0]
+    close = difflib.get_close_matches(name, list_models(), 1, 0.9)
+    close = close or difflib.get_close_matches(name, names, 1, 0)
     raise ValueError(
-      f"There is no model {name!r}. Did you mean {close!r}? Names are"
+      f"There is no model {name!r}. Did you mean {close[0]!r}? Names are"
       " fcrn{18,34,50,101,152}_s{1,2,4,8,16,32}_k{1,3,5,7}_d{1,2,6,12,18}."
     )
   return Spec(name, *values, paper=tuple(r for n, r in _PAPER if n == name))

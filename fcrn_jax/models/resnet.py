@@ -4,7 +4,7 @@ The network is that of He et al. 2016 (the paper's [6]); where a down-sampling
 is removed, the kernels after it are dilated instead (section 2.3).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -79,12 +79,13 @@ class Block(nn.Module):
     layers = self._layers()
     residual = x
     if x.shape[-1] != layers[-1][0]:
+      names = ("downsample_conv", "downsample_bn")
       shortcut = (layers[-1][0], 1, self.step.stride, 1)
-      residual = self._normed(residual, train, "downsample_", shortcut)
+      residual = self._normed(x, train, names, shortcut)
     for index, layer in enumerate(layers, 1):
       if index == len(layers) and self.dropout:
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-      x = self._normed(x, train, index, layer)
+      x = self._normed(x, train, (f"conv{index}", f"bn{index}"), layer)
       if index < len(layers):
         x = nn.relu(x)
     return nn.relu(x + residual)
@@ -99,14 +100,9 @@ class Block(nn.Module):
       return [(c, 1, stride, 1), (c, 3, 1, after), (4 * c, 1, 1, 1)]
     return [(c, 1, 1, 1), (c, 3, stride, before), (4 * c, 1, 1, 1)]
 
-  def _normed(self, x, train, name, layer):
-    conv_name, norm_name = (
-      (f"{name}conv", f"{name}bn")
-      if isinstance(name, str)
-      else (f"conv{name}", f"bn{name}")
-    )
-    conv = Conv(*layer, dtype=self.dtype, name=conv_name)
-    return BatchNorm(self.batch_norm, name=norm_name)(conv, x, train)
+  def _normed(self, x, train, names, layer):
+    conv = Conv(*layer, dtype=self.dtype, name=names[0])
+    return BatchNorm(self.batch_norm, name=names[1])(conv, x, train)
 
 
 class ResNet(nn.Module):
@@ -133,7 +129,9 @@ class ResNet(nn.Module):
     x = max_pool(x, pool.stride, pool.before, self.caffe_pool)
     features = {"stem": x}
     steps = [Step(1, pool.after, pool.after), *downs]
-    for stage, (step, blocks) in enumerate(zip(steps, BLOCKS[self.depth])):
+    for stage, (step, blocks) in enumerate(
+      zip(steps, BLOCKS[self.depth], strict=True)
+    ):
       for index in range(blocks):
         if index > 0:
           step = Step(1, step.after, step.after)
