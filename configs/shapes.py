@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
   config.optim.warmup_steps = 50
   config.optim.weight_decay = 1e-2
   config.ema = 0.99
+  config.inference.flip = True
+  config.inference.scales = (1.0, 1.25)
   config.log_every = 100
   config.checkpoint_every = 500
   return config.lock()
