@@ -103,7 +103,7 @@ def scene(rng, case: Case):
     place = ((y - center[0]) / half[0]) ** 2 + ((x - center[1]) / half[1]) ** 2
     owner[y0:y1, x0:x1][place < 1] = k
     noise[y0:y1, x0:x1][place < 1] = 0.03
-    noise[y0:y1, x0:x1][(place > 0.8) & (place < 1)] = 0.15
+    noise[y0:y1, x0:x1][(place > 0.8) & (place < 1)] = 0.1
   category = rng.integers(1, case.categories + 1, case.objects + 1)
   category[0] = 0
   logits = rng.normal(size=(*case.size, case.categories + 1))
@@ -111,7 +111,7 @@ def scene(rng, case: Case):
   probs = np.exp(logits)
   probs /= probs.sum(-1, keepdims=True)
   own = boxes[owner]
-  # Boxes are poor near borders: those make fragments.
+  # Boxes are poor near borders, which makes about as many fragments as objects.
   extent = np.tile(own[..., 2:] - own[..., :2], 2)
   own = own + rng.normal(size=own.shape) * noise[..., None] * extent
   shape = (*case.size, case.categories, 4)
