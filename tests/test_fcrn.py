@@ -71,7 +71,7 @@ def test_box_unit_scales_the_boxes_only():
 
 
 @pytest.mark.parametrize("options", [
-  {}, {"classifier_width": 8}, {"remat": True}, {"batch_norm": "local"}
+  {"batch_norm": "local"}, {"classifier_width": 8, "remat": True}
 ])  # fmt: skip
 def test_bfloat16_computes_in_half_and_keeps_float32(options):
   model, variables = _create(dtype=jnp.bfloat16, **options)

@@ -51,13 +51,17 @@ def test_zoo_and_goldens_agree():
 @pytest.mark.parametrize("name", models.list_models())
 def test_every_name_has_its_size_and_shapes(name):
   spec = models.spec(name)
-  counts = spec.num_params({"semantic": 21}), spec.num_params({"boxes": 20})
-  assert counts == GOLDEN[name]
   model = models.create(name, {"semantic": 21, "boxes": 20})
   images = jnp.zeros((1, 65, 70, 3))
-  out, _ = jax.eval_shape(
+  out, variables = jax.eval_shape(
     lambda: model.init_with_output(jax.random.key(0), images)
   )
+  sizes = {
+    part: sum(x.size for x in jax.tree.leaves(tree))
+    for part, tree in variables["params"].items()
+  }
+  for head, expected in zip(("semantic", "boxes"), GOLDEN[name], strict=True):
+    assert sizes["backbone"] + sizes[head] == expected
   cells = -(-65 // spec.stride), -(-70 // spec.stride)
   assert out["semantic"].shape == (1, *cells, 21)
   assert out["boxes"].shape == (1, *cells, 20, 4)
@@ -87,6 +91,13 @@ def test_field_of_view_is_what_reaches_a_cell():
   rows = jnp.flatnonzero(reach.any(1))
   assert (int(rows[-1] - rows[0]) + 1) * 4 == 20
   assert models.spec("fcrn18_s4_k3_d2").field_of_view == 20
+
+
+@pytest.mark.parametrize("name", ["fcrn18_s4_k3_d6", "fcrn50_s8_k5_d12"])
+def test_num_params_counts_the_heads_asked_for(name):
+  spec = models.spec(name)
+  counts = spec.num_params({"semantic": 21}), spec.num_params({"boxes": 20})
+  assert counts == GOLDEN[name]
 
 
 def test_spec_reads_the_name():
