@@ -3,7 +3,7 @@
 The file is a zip of `metadata.json`, `weights.safetensors` and two programs
 of jax.export for cpu, cuda and tpu, whose batch and image size are symbolic:
 
-  network.jaxexport   (weights, images) -> outputs of the heads, see models
+  network.jaxexport   (weights, images, sizes) -> outputs of the heads
   segment.jaxexport   (weights, images, sizes) -> category map and instances
 
 `weights` is the dict of the safetensors file, `images` are uint8 RGB, `b H W
@@ -27,7 +27,7 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from fcrn_jax import inference
 from fcrn_jax.types import Array
@@ -51,9 +51,14 @@ class Artefact:
     self._programs = programs
     self._placed: dict[int, Any] = {}  # weights and jitted programs
 
-  def network(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
-    """The heads' outputs; H and W are multiples of metadata["multiple"]."""
-    return self._run("network", images)
+  def network(
+    self, images: UInt8[Array, "b H W 3"], sizes: Int[Array, "b 2"]
+  ) -> dict[str, Array]:
+    """The heads' outputs, see inference.ApplyFn.
+
+    H and W are multiples of metadata["multiple"].
+    """
+    return self._run("network", images, sizes)
 
   def call(self, images: UInt8[Array, "..."]) -> dict[str, Array]:
     """Category map and instances of images of any one size, b H W 3.
@@ -114,7 +119,7 @@ class Artefact:
 
 def save(
   path: str | os.PathLike,
-  network_fn: Callable[[Any, Array], Mapping[str, Array]],
+  network_fn: Callable[[Any, Array, Array], Mapping[str, Array]],
   segment_fn: Callable[[Mapping[str, Array], Array], Mapping[str, Array]],
   weights: Mapping[str, Any],
   multiple: int,
@@ -124,7 +129,7 @@ def save(
 
   Args:
     path: of the file.
-    network_fn: (weights, images) -> outputs of the heads.
+    network_fn: (weights, images, sizes) -> outputs of the heads.
     segment_fn: (outputs, sizes) -> flat dict of the results.
     weights: nested dict of arrays.
     multiple: what image sizes must be multiples of.
@@ -137,15 +142,15 @@ def save(
   images = jax.ShapeDtypeStruct(size, jnp.uint8)
   sizes = jax.ShapeDtypeStruct((b, 2), jnp.int32)
 
-  def network(flat, images):
-    return dict(network_fn(_unflatten(flat), images))
+  def network(flat, images, sizes):
+    return dict(network_fn(_unflatten(flat), images, sizes))
 
   def segment(flat, images, sizes):
-    return dict(segment_fn(network(flat, images), sizes))
+    return dict(segment_fn(network(flat, images, sizes), sizes))
 
   export = functools.partial(jax_export.export, platforms=PLATFORMS)
   programs = {
-    "network": export(jax.jit(network))(shapes, images),
+    "network": export(jax.jit(network))(shapes, images, sizes),
     "segment": export(jax.jit(segment))(shapes, images, sizes),
   }
   metadata = {

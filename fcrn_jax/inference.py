@@ -1,16 +1,15 @@
 """Score and box maps of images of any size: views, tiles and averaging.
 
 A network sees few distinct sizes: images are padded to the lengths of
-`bucket`, so that a folder of many sizes compiles few times. Padding is filled
-with the mean colour, as in training, and never reaches the result: cells
-beyond the image repeat the image's last ones.
+`bucket`, so that a folder of many sizes compiles few times. Networks are told
+where an image ends, lest padding change what they say near its border, and
+padding never reaches the result: cells beyond the image repeat its last ones.
 
-Views are the same image flipped, resized and moved by less than a stride
-(multi-view testing, named in the paper's introduction; PROTOCOL b.2). Each
-view's maps are brought back to the cells of the image: scores as
-probabilities, boxes as absolute boxes with the view's geometry undone, and
-averaged there. Larger images go through in overlapping tiles whose maps are
-blended into one, so that voting happens once for the whole image.
+Views are the same image flipped, resized and moved by less than a stride (the
+paper's multi-view testing; PROTOCOL b.2). Their maps are brought back to the
+cells of the image, probabilities and absolute boxes, and averaged there.
+Larger images go through in overlapping tiles whose maps are blended into one,
+so that voting happens once for the whole image.
 """
 
 import functools
@@ -23,13 +22,17 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from tqdm import tqdm
 
 from fcrn_jax import boxes as box_algebra
 from fcrn_jax.types import Array
 
-ApplyFn = Callable[[UInt8[Array, "b H W 3"]], Mapping[str, Array]]
+# Outputs of models.FCRN for images and the size (height, width) of the part of
+# each that is not padding; see models.masking.
+ApplyFn = Callable[
+  [UInt8[Array, "b H W 3"], Int[Array, "b 2"]], Mapping[str, Array]
+]
 FILL = (124, 117, 104)  # mean RGB, as in training (data.pipeline)
 _BLEND = 4  # cells over which neighbouring tiles are mixed; ours
 
@@ -75,9 +78,8 @@ def map_stride(stride: int, options: Options) -> int:
     options.shifts > 1 and stride % (2 * options.shifts)
   ):
     raise ValueError(
-      f"inference.shifts is {options.shifts}; expected 1, or a number that"
-      f" divides half the network's stride ({stride} / 2), so that views move"
-      " by whole pixels."
+      f"inference.shifts is {options.shifts}; expected 1 or a divisor of half"
+      f" the network's stride ({stride} / 2): views move by whole pixels."
     )
   return stride // options.shifts
 
@@ -106,7 +108,7 @@ def predict_maps(
   differ as much as what a tile cannot see matters to the network.
 
   Args:
-    apply_fn: network outputs for uint8 images, see models.FCRN.
+    apply_fn: the network's outputs.
     image: `H W 3` or `H W`; may be memory-mapped: tiles are read one by one.
     stride: input pixels per cell of apply_fn's output.
     options: views and tiles.
@@ -120,11 +122,11 @@ def predict_maps(
     maps = batch_maps(apply_fn, [as_rgb(image)], stride, options)
     return jax.tree.map(lambda x: np.asarray(x[0, :height, :width]), maps)
   _check_tile(stride, options)
-  spans = [
+  rows_and_columns = [
     tile_spans(math.ceil(n / stride), side // stride, options, stride)
     for n in image.shape[:2]
   ]
-  pairs = [(rows, columns) for rows in spans[0] for columns in spans[1]]
+  pairs = list(itertools.product(*rows_and_columns))
   total = None
   with tqdm(total=len(pairs), desc="tiles", disable=not progress) as bar:
     for first in range(0, len(pairs), batch_size):
@@ -135,11 +137,12 @@ def predict_maps(
       ]
       tiles += tiles[-1:] * (batch_size - len(group))
       maps = batch_maps(apply_fn, tiles, stride, options)
-      total = total or _zeros(maps, height, width)
-      origins = [(r.start * stride, c.start * stride) for r, c in group]
-      for index, (rows, columns) in enumerate(group):
+      total = total or jax.tree.map(
+        lambda x: np.zeros((height, width, *x.shape[3:]), np.float32), maps
+      )
+      for index, spans in enumerate(group):
         tile = jax.tree.map(lambda x, i=index: np.asarray(x[i]), maps)
-        _add_tile(total, tile, rows, columns, origins[index], options.shifts)
+        _add_tile(total, tile, spans, stride, options.shifts)
       bar.update(len(group))
   return total
 
@@ -176,16 +179,13 @@ def batch_maps(
       # The view's part that shows the image, in cells.
       start = np.maximum(offset - view_sizes, 0) // fine
       stop = np.ceil(np.maximum(offset, view_sizes) / fine) - 1
-      geometry = map(np.float32, (factor, offset, start, stop))
+      geometry = [np.float32(x) for x in (factor, offset, start, stop)]
       moves = _moves(stride, options.shifts)
-      canvases = (_canvas(views, flip, view_shape, m, stride) for m in moves)
-      outputs = [
-        (found["semantic"], found.get("boxes"))
-        for found in map(apply_fn, canvases)
-      ]
-      maps = _read_view(
-        outputs, tuple(geometry), moves, view_shape, cells, fine
-      )
+      outputs = []
+      for move in moves:
+        found = apply_fn(*_canvas(views, flip, view_shape, move, stride))
+        outputs.append((found["semantic"], found.get("boxes")))
+      maps = _read_view(outputs, geometry, moves, view_shape, cells, fine)
       total = maps if total is None else jax.tree.map(jnp.add, total, maps)
       count += 1
   return jax.tree.map(lambda x: x / count, total) if count > 1 else total
@@ -267,16 +267,10 @@ def _ceil_to(size, multiple):
   return -(-size // multiple) * multiple
 
 
-def _zeros(maps, height, width):
-  return jax.tree.map(
-    lambda x: np.zeros((height, width, *x.shape[3:]), np.float32), maps
-  )
-
-
-def _add_tile(total, tile, rows, columns, origin, shifts):
+def _add_tile(total, tile, spans, stride, shifts):
   """Adds one tile's weighted share to the maps of the whole image."""
   slices, inside, weights = [], [], []
-  for span, length in zip((rows, columns), total.probs.shape, strict=False):
+  for span, length in zip(spans, total.probs.shape, strict=False):
     first = span.first * shifts
     weight = np.repeat(span.weights, shifts)[: length - first]
     slices.append(slice(first, first + len(weight)))
@@ -286,7 +280,8 @@ def _add_tile(total, tile, rows, columns, origin, shifts):
   weight = (weights[0][:, None] * weights[1])[..., None]
   total.probs[tuple(slices)] += weight * tile.probs[tuple(inside)]
   if tile.boxes is not None:
-    boxes = tile.boxes[tuple(inside)] + np.float32(origin * 2)
+    origin = np.float32([span.start * stride for span in spans] * 2)
+    boxes = tile.boxes[tuple(inside)] + origin
     total.boxes[tuple(slices)] += weight[..., None] * boxes
 
 
@@ -302,15 +297,18 @@ def _moves(stride, k):
 
 
 def _canvas(views, flip, shape, move, stride):
+  """The views in padded images, and where they end."""
   canvas = np.empty((len(views), *shape, 3), np.uint8)
   canvas[:] = FILL
+  sizes = []
   for target, view in zip(canvas, views, strict=True):
     height, width = view.shape[:2]
     y, x = move
     if flip:
       view, x = view[:, ::-1], x + _ceil_to(width, stride) - width
     target[y : y + height, x : x + width] = view
-  return canvas
+    sizes.append((y + height, x + width))
+  return canvas, np.array(sizes, np.int32)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from fcrn_jax import boxes as box_algebra
-from fcrn_jax import inference
+from fcrn_jax import inference, models
 from fcrn_jax.inference import Options
+from tests import workdirs
 
 STRIDE = 4
 
@@ -26,7 +27,7 @@ def scene(height, width):
   return image
 
 
-def see(images, points_of=None):
+def see(images, sizes):
   """A perfect network of two categories: red objects and green ones.
 
   Finds each object's box in the very image it is given, so that it is right
@@ -111,7 +112,7 @@ def test_moves_are_not_the_same_view_twice():
   image = np.zeros((64, 64, 3), np.uint8)
   image[:] = np.arange(64, dtype=np.uint8)[None, :, None]
 
-  def column(images):
+  def column(images, sizes):
     x = jnp.asarray(images)[:, 2::4, 2::4, :1].astype(jnp.float32)
     return {"semantic": jnp.concatenate([x * 0, jnp.log(x + 1e-3)], -1)}
 
@@ -143,7 +144,7 @@ def test_two_hundred_sizes_compile_few_times(capsys):
   traced = []
 
   @jax.jit
-  def network(images):
+  def network(images, sizes):
     traced.append(images.shape)
     x = images[:, ::4, ::4].astype(jnp.float32)
     return {
@@ -176,7 +177,7 @@ def test_cells_beyond_the_image_repeat_its_last_ones():
 
 
 @jax.jit
-def _pointwise(images):
+def _pointwise(images, sizes):
   """A network whose receptive field is one pixel."""
   x = images[:, 2::4, 2::4].astype(jnp.float32) / 50
   boxes = jnp.stack([x, 10 * x[..., ::-1]], axis=-2)[..., [0, 1, 2, 2]]
@@ -207,7 +208,7 @@ def _blur_network(reach):
   kernel = jnp.ones((size, size, 1, 3)) / size**2
 
   @jax.jit
-  def apply(images):
+  def apply(images, sizes):
     x = images.astype(jnp.float32) / 20
     x = jax.lax.conv_general_dilated(
       x, kernel, (4, 4), [(reach - 2, reach + 1)] * 2,
@@ -231,6 +232,51 @@ def test_overlap_of_the_receptive_field_makes_tiles_exact():
   assert np.abs(exact.probs - whole.probs)[inner].max() < 1e-5
   assert np.abs(exact.boxes - whole.boxes)[inner].max() < 1e-3
   assert np.abs(short.probs - whole.probs)[inner].max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  """An untrained fcrn_tiny, whose receptive field is about 203 pixels."""
+  model = models.create(
+    "fcrn_tiny", {"semantic": 3, "boxes": 2}, batch_norm="local"
+  )
+  variables = workdirs.draw(model, np.random.default_rng(0))
+
+  @jax.jit
+  def apply(images, sizes):
+    images = images.astype(jnp.float32) / 128 - 1
+    return models.apply_within(model, variables, images, sizes)
+
+  return apply
+
+
+def test_tiles_of_a_network_equal_the_whole_up_to_the_borders(tiny):
+  image = np.random.default_rng(4).integers(0, 255, (590, 555, 3), np.uint8)
+  run = functools.partial(inference.predict_maps, tiny, image, STRIDE)
+  whole = run(Options(tile=0))
+  tiled = run(Options(tile=512, tile_overlap=220))
+  assert np.abs(tiled.probs - whole.probs).max() < 1e-5
+  assert np.abs(tiled.boxes - whole.boxes).max() < 1e-3
+  short = run(Options(tile=256, tile_overlap=0))
+  assert np.abs(short.probs - whole.probs).max() > 1e-4
+
+
+def test_padding_changes_nothing(tiny, monkeypatch):
+  image = np.random.default_rng(5).integers(0, 255, (61, 90, 3), np.uint8)
+  options = Options(flip=True, scales=(1.0, 1.5))
+  maps = inference.predict_maps(tiny, image, STRIDE, options)
+  monkeypatch.setattr(inference, "bucket", lambda size: 192)
+  monkeypatch.setattr(inference, "FILL", (255, 0, 0))
+  more = inference.predict_maps(tiny, image, STRIDE, options)
+  # But for the less than a stride on the left of mirrored images.
+  one_view = inference.predict_maps(tiny, image, STRIDE)
+  monkeypatch.undo()
+  np.testing.assert_allclose(
+    one_view.probs,
+    inference.predict_maps(tiny, image, STRIDE).probs,
+    atol=1e-5,
+  )
+  assert np.abs(more.probs - maps.probs).max() < 0.1
 
 
 def test_tile_weights_add_up_to_one():
@@ -272,8 +318,8 @@ def test_impossible_tiles_are_refused(options):
 def test_networks_of_two_strides_meet_on_the_finer_grid():
   image = scene(96, 128)
 
-  def two(images):
-    fine = see(images)
+  def two(images, sizes):
+    fine = see(images, sizes)
     coarse = fine["semantic"][:, ::2, ::2]
     return {"semantic": coarse, "boxes": fine["boxes"]}
 
@@ -282,8 +328,8 @@ def test_networks_of_two_strides_meet_on_the_finer_grid():
   assert maps.probs.shape == (24, 32, 3)
   np.testing.assert_allclose(maps.boxes, boxes, atol=1e-4)
 
-  def other(images):
-    fine = see(images)
+  def other(images, sizes):
+    fine = see(images, sizes)
     points = box_algebra.cell_points(
       *(n // 8 for n in images.shape[1:3]), 8, np
     )

@@ -25,7 +25,7 @@ def make(path, heads=("semantic", "boxes"), seed=0, **changes):
   for name, value in changes.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
   model = loading.create_model(config)
-  variables = _random(model, np.random.default_rng(seed))
+  variables = draw(model, np.random.default_rng(seed))
   schedule = optimizer.schedule("linear", 0.1, 10)
   tx = optimizer.create("sgd", schedule, weight_decay=0.0)
   key = jax.random.key_data(jax.random.key(0))
@@ -37,15 +37,15 @@ def make(path, heads=("semantic", "boxes"), seed=0, **changes):
   return path
 
 
-def _random(model, rng):
-  """Variables as after init, without compiling it."""
+def draw(model, rng):
+  """Variables as after init, without compiling that."""
   shapes = jax.eval_shape(
     lambda key, x: model.init(key, x, train=False),
     jax.random.key(0),
     jnp.zeros((1, 64, 64, 3)),
   )
 
-  def draw(path, leaf):
+  def one(path, leaf):
     name = path[-1].key
     if name in ("scale", "var"):
       return jnp.ones(leaf.shape)
@@ -54,4 +54,4 @@ def _random(model, rng):
     deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
     return jnp.asarray(rng.normal(0, deviation, leaf.shape), jnp.float32)
 
-  return jax.tree_util.tree_map_with_path(draw, shapes)
+  return jax.tree_util.tree_map_with_path(one, shapes)

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fcrn_jax.models.fcrn import FCRN, HEADS, PaperRow, Spec
+from fcrn_jax.models.masking import apply_within
 from fcrn_jax.models.pretrained import load_pretrained
 from fcrn_jax.models.resnet import STRIDES
 
-__all__ = ["create", "list_models", "load_pretrained", "spec"]
+__all__ = [
+  "apply_within", "create", "list_models", "load_pretrained", "spec",
+]  # fmt: skip
 
 _DEPTHS = (18, 34, 50, 101, 152)
 _KERNELS = (1, 3, 5, 7)

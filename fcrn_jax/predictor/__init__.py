@@ -61,8 +61,7 @@ class Predictor:
   ):
     """See `load`; this is for networks of one's own.
 
-    apply_fn: outputs "semantic" and "boxes" for images b H W 3 uint8, see
-      models.FCRN; None to group maps from elsewhere only.
+    apply_fn: see inference.ApplyFn; None to group maps from elsewhere only.
     network_stride: its input pixels per output pixel.
     input_scale: the network sees images resized by this factor.
     normalize: it sees images after transforms.normalize_intensity.

@@ -6,7 +6,7 @@ Needs the models only to write: what is read runs by itself.
 import datetime
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Loaded(NamedTuple):
   """The arguments of a Predictor."""
 
-  apply_fn: Callable[[Array], Mapping[str, Array]]
+  apply_fn: inference.ApplyFn
   network_stride: int
   categories: tuple[str, ...]
   views: inference.Options
@@ -66,6 +66,8 @@ def save(
   networks: Mapping[str, Any],
 ) -> None:
   """Writes the file; `networks` are loading.Network by head."""
+  from fcrn_jax import models
+
   strides = {network.model.stride for network in networks.values()}
   if len(strides) > 1:
     raise ValueError(
@@ -75,11 +77,11 @@ def save(
   (stride,) = strides
   distinct = {"+".join(_heads(net, networks)): net for net in networks.values()}
 
-  def network_fn(weights, images):
+  def network_fn(weights, images, sizes):
     outputs = {}
     for name, network in distinct.items():
-      out = network.model.apply(
-        weights[name], network.preprocessing(images), train=False
+      out = models.apply_within(
+        network.model, weights[name], network.preprocessing(images), sizes
       )
       outputs |= {head: out[head] for head in _heads(network, networks)}
     return outputs

@@ -3,17 +3,17 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from fcrn_jax import checkpoint, instances, models
+from fcrn_jax import checkpoint, inference, instances, models
 from fcrn_jax.types import Array, Preprocessing
 
 PathLike = str | os.PathLike
@@ -47,7 +47,8 @@ class Network:
 
   def __init__(self, config, variables):
     self.config = config
-    self.model = create_model(config)
+    # Without a backward pass, remat would only cost time.
+    self.model = create_model(config).clone(remat=False)
     self.preprocessing = Preprocessing(**config.preprocessing.to_dict())
     # Bound to no device, so that maps from here and from elsewhere run the
     # same compiled programs.
@@ -59,11 +60,15 @@ class Network:
     """The network's weights and statistics."""
     return self._variables[1]
 
-  def __call__(self, images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
-    """The heads' outputs, see models.FCRN."""
+  def __call__(
+    self, images: UInt8[Array, "b H W 3"], sizes: Int[Array, "b 2"]
+  ) -> dict[str, Array]:
+    """The heads' outputs, see inference.ApplyFn."""
     devices = jax.local_devices()
     if len(devices) == 1 or len(images) % len(devices):
-      return _apply(self.model, self.preprocessing, self.variables, images)
+      return _apply(
+        self.model, self.preprocessing, self.variables, images, sizes
+      )
     mesh = Mesh(np.array(devices), ("batch",))
     if len(devices) not in self._variables:
       everywhere = NamedSharding(mesh, PartitionSpec())
@@ -73,21 +78,21 @@ class Network:
       self.model,
       self.preprocessing,
       self._variables[len(devices)],
-      jax.device_put(images, shared),
+      *jax.device_put((images, sizes), shared),
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(model, preprocessing, variables, images):
+def _apply(model, preprocessing, variables, images, sizes):
   # Not a closure of the variables, which would become constants of the
   # program; and a second predictor of the same network compiles nothing.
-  return model.apply(variables, preprocessing(images), train=False)
+  return models.apply_within(model, variables, preprocessing(images), sizes)
 
 
 class Loaded(NamedTuple):
   """Networks of one or two workdirs, joined."""
 
-  apply_fn: Callable[[Array], dict[str, Array]]
+  apply_fn: inference.ApplyFn
   stride: int
   config: ConfigDict
   workdir: str  # whose thresholds and settings count
@@ -125,8 +130,8 @@ def load_networks(
   first, last = chosen["semantic"], chosen.get("boxes", chosen["semantic"])
   _check_alike(first.config, last.config)
 
-  def apply_fn(images):
-    outputs = {network: network(images) for network in {*chosen.values()}}
+  def apply_fn(images, sizes):
+    outputs = {net: net(images, sizes) for net in {*chosen.values()}}
     return {head: outputs[net][head] for head, net in chosen.items()}
 
   return Loaded(
