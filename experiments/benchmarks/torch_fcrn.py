@@ -72,3 +72,44 @@ def network(name, classes, device, frozen=True):
   """The network in channels_last; frozen: normalises by running statistics."""
   net = TorchFCRN(name, classes).to(device, memory_format=torch.channels_last)
   return net.eval() if frozen else net.train()
+
+
+_TORCHVISION_OPERATORS = (
+  "nms", "qnms", "roi_align", "qroi_align", "_roi_align_backward",
+  "ps_roi_align", "_ps_roi_align_backward", "roi_pool", "_roi_pool_backward",
+  "ps_roi_pool", "_ps_roi_pool_backward", "deform_conv2d",
+  "_deform_conv2d_backward",
+)  # fmt: skip
+
+
+def torchvision_fcn(name, classes, device):
+  """torchvision's FCN-ResNet of the same depth, frozen; another classifier.
+
+  It has no FCN-ResNet-152. Its operators (nms) are not needed: they are
+  declared here where the build of torchvision does not fit torch's.
+  """
+  try:
+    torch.ops.torchvision.nms  # noqa: B018
+  except (AttributeError, RuntimeError):
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in _TORCHVISION_OPERATORS:
+      library.define(f"{operator}(Tensor a) -> Tensor")
+  from torchvision.models import segmentation
+
+  depth = fcrn_spec(name).depth
+  create = getattr(segmentation, f"fcn_resnet{depth}")
+  net = create(weights=None, weights_backbone=None, num_classes=classes)
+  net = net.to(device, memory_format=torch.channels_last).eval()
+  return _Out(net)
+
+
+class _Out(nn.Module):
+  """The score map of torchvision's dictionary, before its upsampling."""
+
+  def __init__(self, net):
+    super().__init__()
+    self.net = net
+
+  def forward(self, x):
+    """Logits b c h w."""
+    return self.net.classifier(self.net.backbone(x)["out"])

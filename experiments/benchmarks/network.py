@@ -1,0 +1,197 @@
+"""Our networks beside the same ones in torch: forward, forward + backward.
+
+  python -m experiments.benchmark --what=network
+  python -m experiments.benchmark --what=network \
+      --set=names=fcrn101_s8_k5_d12,sizes=504,batch=16,dtype=bfloat16
+
+Options, several values joined by "+": names, sizes (sides), batch, dtype,
+repeats, sides (jax+torch, on a GPU also compile = torch.compile), compile_mode
+(torch.compile's), peers=1 (torchvision's FCN-ResNets too). Defaults are 328
+pixels, batch 2, float32 on a CPU; 504, batch 16, bfloat16 on a GPU.
+
+torch runs in channels_last; bfloat16 there is autocast around float32
+parameters, as here. BatchNorm uses frozen statistics on all sides. `ratio` is
+the speed relative to the fastest torch side. `share_of_peak` counts the
+convolutions' operations (3 times the forward's for forward + backward).
+"""
+
+import os
+
+# JAX and torch share the GPU's memory; must be set before JAX starts.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks import timing
+from fcrn_jax import models
+
+CLASSES = 21
+MIB = 2**20
+
+
+def run(options: dict) -> list[dict]:
+  """One row per network, size, side and pass."""
+  settings = defaults(options)
+  return [
+    row
+    for name in settings["names"]
+    for size in settings["sizes"]
+    for row in _compare(name, size, settings)
+  ]
+
+
+def defaults(options: dict) -> dict:
+  """The options with their defaults for this device, parsed."""
+  gpu = jax.default_backend() == "gpu"
+  sizes = options.get("sizes", "504" if gpu else "328").split("+")
+  names = options.get("names", "fcrn50_s8_k5_d12+fcrn101_s8_k5_d12")
+  sides = options.get("sides", "jax+torch+compile" if gpu else "jax+torch")
+  sides = sides.split("+")
+  if "torch" in sides or "compile" in sides:
+    try:
+      import torch  # noqa: F401
+    except ImportError:
+      print("torch is not installed: its sides are left out")
+      sides = ["jax"]
+  return {
+    "names": names.split("+"),
+    "sizes": [int(size) for size in sizes],
+    "batch": int(options.get("batch", 16 if gpu else 2)),
+    "dtype": options.get("dtype", "bfloat16" if gpu else "float32"),
+    "repeats": int(options.get("repeats", 20 if gpu else 5)),
+    "sides": sides,
+    "compile_mode": options.get("compile_mode", "default"),
+    "peers": options.get("peers", "0") == "1",
+    "gpu": gpu,
+  }
+
+
+def _compare(name, size, settings):
+  images = np.random.default_rng(0).normal(
+    size=(settings["batch"], size, size, 3)
+  )
+  images = images.astype(np.float32)
+  calls, memory = {}, {}
+  if "jax" in settings["sides"]:
+    calls |= _jax_calls(name, images, settings["dtype"], memory)
+  for side in settings["sides"]:
+    if side != "jax":
+      calls |= _torch_calls(side, name, images, settings)
+  if settings["peers"]:
+    calls |= _torch_calls("torchvision", name, images, settings)
+  seconds = timing.in_turns(calls, settings["repeats"])
+  if settings["gpu"]:
+    memory |= {
+      key: _torch_memory(calls[key]) for key in calls if key[0] != "jax"
+    }
+  return rows_of(name, size, settings, seconds, memory)
+
+
+def rows_of(name, size, settings, seconds, memory) -> list[dict]:
+  """Rows from {(side, pass): seconds} and {(side, pass): MiB}."""
+  flops = forward_flops(name, size) * settings["batch"]
+  peak = timing.peak_flops(jax.devices()[0].device_kind)
+  rows = []
+  for (side, which), value in seconds.items():
+    rivals = [
+      t for (s, w), t in seconds.items()
+      if w == which and s in ("torch", "compile")
+    ]  # fmt: skip
+    rate = flops * (1 if which == "forward" else 3) / value
+    rows.append({
+      "network": name, "size": size, "batch": settings["batch"],
+      "dtype": settings["dtype"], "pass": which, "side": side,
+      "seconds": value, "images_per_second": settings["batch"] / value,
+      "ratio": min(rivals) / value if rivals else "",
+      "tflops": rate / 1e12 if side != "torchvision" else "",
+      "share_of_peak": rate / peak if peak and side != "torchvision" else "",
+      "memory_mib": memory.get((side, which), ""),
+    })  # fmt: skip
+  return rows
+
+
+def forward_flops(name: str, size: int) -> float:
+  """Operations of one image's forward pass, by XLA's count of the program."""
+  model = models.create(name, {"semantic": CLASSES})
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  return jax.jit(model.apply).lower(variables, images).cost_analysis()["flops"]
+
+
+def _jax_calls(name, images, dtype, memory):
+  model = models.create(name, {"semantic": CLASSES}, dtype=jnp.dtype(dtype))
+  images = jnp.asarray(images)
+  variables = jax.jit(model.init)(jax.random.key(0), images)
+
+  def forward(variables, images):
+    return model.apply(variables, images)["semantic"]
+
+  def both(variables, images):
+    def loss(params):
+      out = model.apply({**variables, "params": params}, images, train=True)
+      return jnp.mean(out["semantic"] ** 2)
+
+    return jax.value_and_grad(loss)(variables["params"])
+
+  calls = {}
+  for which, function in (("forward", forward), ("forward+backward", both)):
+    program = jax.jit(function).lower(variables, images).compile()
+    calls["jax", which] = lambda program=program: jax.block_until_ready(
+      program(variables, images)
+    )
+    used = program.memory_analysis()
+    memory["jax", which] = (
+      used.temp_size_in_bytes
+      + used.argument_size_in_bytes
+      + used.output_size_in_bytes
+    ) // MIB
+  return calls
+
+
+def _torch_calls(side, name, images, settings):
+  import torch
+
+  from experiments.benchmarks import torch_fcrn
+
+  device = "cuda" if settings["gpu"] else "cpu"
+  torch.backends.cudnn.benchmark = True
+  torch.set_float32_matmul_precision("high")
+  if side == "torchvision":
+    network = torch_fcrn.torchvision_fcn(name, CLASSES, device)
+  else:
+    network = torch_fcrn.network(name, CLASSES, device)
+  if side == "compile":
+    network = torch.compile(network, mode=settings["compile_mode"])
+  images = torch.tensor(images).to(device).permute(0, 3, 1, 2)
+  images = images.contiguous(memory_format=torch.channels_last)
+  half = settings["dtype"] == "bfloat16"
+
+  def scores():
+    with torch.autocast(device, torch.bfloat16, enabled=half):
+      return network(images)
+
+  def wait():
+    if settings["gpu"]:
+      torch.cuda.synchronize()
+
+  def forward():
+    with torch.inference_mode():
+      scores()
+    wait()
+
+  def both():
+    network.zero_grad(set_to_none=True)
+    scores().float().square().mean().backward()
+    wait()
+
+  return {(side, "forward"): forward, (side, "forward+backward"): both}
+
+
+def _torch_memory(call):
+  import torch
+
+  torch.cuda.reset_peak_memory_stats()
+  call()
+  return torch.cuda.max_memory_allocated() // MIB
