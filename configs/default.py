@@ -79,6 +79,8 @@ def get_config() -> ConfigDict:
   config.loss.scope = "crop"  # [P] one crop per mini-batch
   config.loss.box_k = 512
   config.loss.box_weight = 1.0
+  # Pixels beyond which the box loss turns linear; 0: model.box_unit.
+  config.loss.box_unit = 0.0
 
   config.log_every = 100
   config.checkpoint_every = 1000
@@ -98,9 +100,11 @@ def get_config() -> ConfigDict:
   config.instances.max_instances = 100
   config.instances.region_overlap = 0.0  # any shared pixel, as in SDS
   config.instances.min_area = 0.0
-  config.instances.min_fill = 0.25
+  config.instances.min_fill = 0.05
+  config.instances.min_extent = 0.4
   config.instances.min_agreement = 0.0
   config.instances.masks = "boxes"
+  config.instances.seeds = "scores"
   config.protocol = "sds"  # [P]
   config.eval_images = 0  # images of the last evaluation; 0: all
   return config.lock()

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
   config = default.get_config().unlock()
   config.model.name = "fcrn_tiny"
   config.model.width = 256
-  config.model.batch_norm = "local"
+  config.model.batch_norm = "synced"
   config.model.box_unit = 16.0
   config.data.name = "shapes"
   config.data.crop = (96, 96)
@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
   config.optim.warmup_steps = 50
   config.optim.weight_decay = 1e-2
   config.ema = 0.99
+  config.instances.num_masks = 1
   config.inference.flip = True
   config.inference.scales = (1.0, 1.25)
   config.log_every = 100

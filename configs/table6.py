@@ -54,5 +54,6 @@ def get_config(arg: str = "101_bs_weighted,localization") -> ConfigDict:
     config.num_steps = 60_000
   # instances.Options.paper(): fragments stay, blocks on upsampled scores.
   config.instances.min_fill = 0.0
+  config.instances.min_extent = 0.0
   config.instances.masks = "blocks"
   return config.lock()

@@ -2,7 +2,7 @@
 
   python -m experiments.benchmark --what=voting
   python -m experiments.benchmark --what=network --set=size=328,batch=2
-What: voting, network, train, pipeline, predict. Peers that are not installed
+What: see the modules of experiments.benchmarks. Peers that are not installed
 are left out and named.
 """
 
@@ -15,12 +15,11 @@ import sys
 
 from absl import app, flags
 
-_WHAT = flags.DEFINE_enum(
-  "what",
-  None,
-  ["voting", "network", "train", "pipeline", "predict"],
-  "What to measure.",
-)
+_WHATS = (
+  "voting", "network", "train", "pipeline", "predict", "grouping", "oracle",
+  "tiles",
+)  # fmt: skip
+_WHAT = flags.DEFINE_enum("what", None, _WHATS, "What to measure.")
 _SET = flags.DEFINE_list("set", [], "Options of the benchmark, as name=value.")
 _OUTPUT = flags.DEFINE_string(
   "output", "", "JSON file; default experiments/results/<what>_<device>.json."
@@ -33,8 +32,10 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   import jax
 
+  from experiments import common
   from fcrn_jax import checkpoint
 
+  common.start()
   options = dict(item.split("=", 1) for item in _SET.value)
   benchmark = importlib.import_module(f"experiments.benchmarks.{_WHAT.value}")
   rows = benchmark.run(options)

@@ -21,6 +21,22 @@ def start() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
+def use_all_cores(batch_size: int) -> None:
+  """Splits a CPU into one JAX device a core, before JAX has started.
+
+  XLA runs much of a step on one thread; a device a core makes a training
+  step 1.4 times as fast (4 cores, batch 16 of 96 x 96).
+  """
+  flags_so_far = os.environ.get("XLA_FLAGS", "")
+  if "xla_force_host_platform_device_count" in flags_so_far:
+    return
+  cores = len(os.sched_getaffinity(0))
+  count = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+  os.environ["XLA_FLAGS"] = (
+    f"{flags_so_far} --xla_force_host_platform_device_count={count}"
+  )
+
+
 def _is_worth_showing(record):
   """What orbax and JAX report of their own doings is not."""
   inner = any(part in record.pathname for part in ("/orbax/", "/jax/"))

@@ -36,7 +36,9 @@ _MAX_IMAGES = flags.DEFINE_integer("max_images", 200, "Only so many; 0: all.")
 # Tried one setting after the other, twice; ours. Paper: none of the values.
 GRID = {
   "iou_threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
-  "min_fill": (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
+  "min_fill": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4),
+  "min_extent": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6),
+  "seeds": ("scores", "centers", "agreement"),
   "score_floor": (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
   "num_masks": (1, 2, 3),
   "region_overlap": (0.0, 0.1, 0.25, 0.5),

@@ -60,6 +60,21 @@ def decode(
   return xp.concat([center - half, center + half], axis=-1)
 
 
+def centerness(
+  boxes: Float[Array, "*#batch 4"], points: Float[Array, "*#batch 2"]
+) -> Float[Array, "..."]:
+  """How near points (y, x) are to their boxes' centres (FCOS, 2019, eq. 3).
+
+  The geometric mean of the ratios of the distances to opposite sides: 1 at
+  the centre, 0 from the border on.
+  """
+  xp = boxes.__array_namespace__()
+  before, after = points - boxes[..., :2], boxes[..., 2:] - points
+  near = xp.maximum(xp.minimum(before, after), 0)
+  ratio = near / xp.maximum(xp.maximum(before, after), 1e-9)
+  return xp.sqrt(ratio[..., 0] * ratio[..., 1])
+
+
 def cell_points(height, width, stride: float | int, xp) -> Array:
   """The (y, x) points of a feature map's cells, `h w 2`; xp: numpy or jnp.
 

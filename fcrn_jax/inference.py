@@ -307,6 +307,9 @@ def _canvas(views, flip, shape, move, stride):
     if flip:
       view, x = view[:, ::-1], x + _ceil_to(width, stride) - width
     target[y : y + height, x : x + width] = view
+    # An edge that is not there would be seen far into the image.
+    target[:y, x : x + width] = view[:1]
+    target[: y + height, :x] = target[: y + height, x : x + 1]
     sizes.append((y + height, x + width))
   return canvas, np.array(sizes, np.int32)
 

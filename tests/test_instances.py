@@ -79,13 +79,18 @@ def fragment_case():
 
 def test_fragments_go_to_the_object_that_they_agree_with_best():
   probs, boxes = fragment_case()
-  options = instances.Options(num_masks=1, masks="blocks", min_fill=0.0)
+  options = instances.Options(
+    num_masks=1, masks="blocks", min_fill=0.0, min_extent=0.0
+  )
   found = instances.find(probs, boxes, options)
   np.testing.assert_allclose(found.fill[:3], [20 / 24, 4 / 96, 0])
   # IoU of the two boxes is 1/4.
   for changes, areas in [
     ({"min_fill": 0.0}, [20, 4]),
     ({"min_fill": 0.25}, [20]),
+    # The fragment's votes lie in a column of 4 x 1.
+    ({"min_extent": 0.04}, [20, 4]),
+    ({"min_extent": 0.05}, [20]),
     ({"min_fill": 0.25, "masks": "boxes", "min_agreement": 0.3}, [20]),
     ({"min_fill": 0.25, "masks": "boxes", "min_agreement": 0.2}, [24]),
   ]:
@@ -93,6 +98,36 @@ def test_fragments_go_to_the_object_that_they_agree_with_best():
     found = instances.extract(probs, boxes, changed)
     assert found.valid.sum() == len(areas)
     assert found.masks.sum((1, 2))[: len(areas)].tolist() == areas
+
+
+def test_thin_objects_are_no_fragments():
+  """A diagonal fills little of its box, but reaches from end to end."""
+  probs = np.zeros((12, 12, 2), np.float32)
+  probs[..., 0] = 1
+  probs[np.arange(12), np.arange(12)] = [0.1, 0.9]
+  boxes = np.broadcast_to(np.float32([0, 0, 12, 12]), (12, 12, 1, 4))
+  found = instances.extract(probs, boxes, instances.Options(num_masks=1))
+  assert found.valid.sum() == 1
+  assert found.masks[0].sum() == 12
+
+
+@pytest.mark.parametrize(
+  ("seeds", "seed"), [("scores", 0), ("centers", 3), ("agreement", 5)]
+)
+def test_seeds(seeds, seed):
+  """A strip of one object: whose box counts for all of them?"""
+  probs = np.tile(np.float32([0.4, 0.6]), (1, 8, 1))
+  probs[0, 0] = [0.395, 0.605]
+  boxes = np.zeros((1, 8, 1, 4), np.float32)
+  boxes[0, :, 0] = [0, 0, 1, 8]
+  # Cell 3 alone is at the centre of its box; cells 4 to 6 agree.
+  boxes[0, :4, 0, 3] = [9, 8.4, 8.6, 7]
+  options = instances.Options(num_masks=1, seeds=seeds)
+  found = instances.find(probs, boxes, options)
+  assert found.valid.sum() == 1
+  assert found.seeds[0].tolist() == [0, seed]
+  np.testing.assert_array_equal(found.boxes[0], boxes[0, seed, 0])
+  np.testing.assert_allclose(found.scores[0], probs[0, :, 1].mean())
 
 
 def test_small_clusters_are_dropped_by_area_in_image_pixels():
@@ -164,6 +199,10 @@ def naive_chain(probs, boxes, options):
       continue
     if len(cells) < options.min_area:
       continue
+    places = np.array(list(cells))
+    extent = [*places.min(0), *places.max(0) + 1]
+    if naive_iou(extent, visible) < options.min_extent:
+      continue
     rivals = [other[2] for other in kept if other[0] == category]
     if all(
       len(cells & rival) <= options.region_overlap * len(cells | rival)
@@ -191,6 +230,7 @@ def test_equals_naive_chain(num_masks):
     "score_floor": (0.25, 0.5),
     "iou_threshold": (0.25, 0.5, 0.7),
     "min_fill": (0.0, 0.25),
+    "min_extent": (0.0, 0.37),
     "min_area": (0.0, 3.0),
     "region_overlap": (0.0, 0.25, 0.5),
   }
@@ -218,7 +258,7 @@ def test_equals_naive_chain(num_masks):
       np.testing.assert_array_equal(one.boxes[j], box)
       owned = np.argwhere((one.owners == j).any((0, 1)))
       assert {tuple(place) for place in owned} == cells
-  assert number > 5 * cases
+  assert number > 3 * cases
 
 
 def random_maps(rng, *shape):
@@ -230,7 +270,7 @@ def random_maps(rng, *shape):
 
 def test_a_batch_equals_its_images():
   probs, boxes = random_maps(np.random.default_rng(0), 3, 7, 9)
-  options = instances.Options(max_instances=7)
+  options = instances.Options(max_instances=7, min_extent=0.0)
   extract = functools.partial(instances.extract, image_size=(28, 36), stride=4)
   batch = jax.vmap(lambda p, b: extract(p, b, options))(probs, boxes)
   for i in range(3):
@@ -243,7 +283,7 @@ def test_a_batch_equals_its_images():
 
 def test_exports_with_symbolic_sizes():
   export.register_namedtuple_serialization(Instances, serialized_name="test")
-  options = instances.Options(max_instances=9)
+  options = instances.Options(max_instances=9, min_extent=0.0)
 
   def extract(probs, boxes):
     size = (4 * probs.shape[0], 4 * probs.shape[1])
@@ -273,7 +313,8 @@ def test_thresholds_do_not_recompile():
 
 def test_paper_is_to_the_letter():
   options = instances.Options.paper()
-  assert options.min_fill == options.min_area == options.region_overlap == 0
+  assert options.min_fill == options.min_extent == options.min_area == 0
+  assert options.region_overlap == 0
   assert options.masks == "blocks"
   probs, boxes = fragment_case()
   found = instances.extract(probs, boxes, options)
@@ -286,6 +327,8 @@ def test_mistakes_are_named():
     instances.extract(probs, boxes[:, :, :1])
   with pytest.raises(ValueError, match="masks is 'pixels'"):
     instances.Options(masks="pixels")
+  with pytest.raises(ValueError, match="seeds is 'pixels'"):
+    instances.Options(seeds="pixels")
   with pytest.raises(ValueError, match="iou_threshold is 1"):
     instances.Options(iou_threshold=1.0)
   with pytest.raises(ValueError, match="num_masks is 0"):

@@ -65,7 +65,7 @@ def find(
 @functools.partial(jax.jit, static_argnames="stride")
 def _find(probs, boxes, options, image_size, stride) -> Hypotheses:
   height, width = probs.shape[:2]
-  ballot = _ballot(probs, boxes, options)
+  ballot = _ballot(probs, boxes, options, stride)
   votes = _vote_in_masks(ballot, options)
   first = jnp.arange(options.num_masks)[:, None] * votes.keeper.shape[1]
   owners = jnp.where(votes.owner >= 0, votes.owner + first, -1)
@@ -87,6 +87,7 @@ class _Ballot(NamedTuple):
   """Candidates as a flat list in tiles: `n` pairs of a cell and a rank."""
 
   scores: Float[Array, "n"]
+  seeds: Float[Array, "n"]  # by falling order of these, clusters form
   categories: Int[Array, "n"]
   boxes: Float[Array, "n 4"]
   candidates: Bool[Array, "n"]
@@ -94,7 +95,7 @@ class _Ballot(NamedTuple):
   cells: Int[Array, "n 2"]
 
 
-def _ballot(probs, boxes, options) -> _Ballot:
+def _ballot(probs, boxes, options, stride) -> _Ballot:
   """Steps 1 to 3: what every cell may vote for, and the box it votes with."""
   height, width, num_masks = *probs.shape[:2], options.num_masks
   scores, categories = map(to_tiles, top_categories(probs, num_masks))
@@ -103,14 +104,38 @@ def _ballot(probs, boxes, options) -> _Ballot:
   inside = to_tiles(jnp.ones((height, width, num_masks), bool))
   cell = index // num_masks
   channel = cell * boxes.shape[2] + jnp.maximum(categories - 1, 0)
+  boxes = boxes.reshape(-1, 4)[channel]
+  cells = jnp.stack([cell // width, cell % width], -1)
+  seeds = scores
+  if options.seeds == "centers":
+    seeds = scores * boxes_lib.centerness(boxes, (cells + 0.5) * stride)
+  elif options.seeds == "agreement":
+    ranked = [
+      from_tiles(x, (height, width, num_masks))
+      for x in jnp.moveaxis(boxes, -1, 0)
+    ]
+    seeds = scores * to_tiles(_agreement(jnp.stack(ranked, -1)))
   return _Ballot(
     scores,
+    seeds,
     categories,
-    boxes.reshape(-1, 4)[channel],
+    boxes,
     inside & (categories > 0) & (scores >= options.score_floor),
     index,
-    jnp.stack([cell // width, cell % width], -1),
+    cells,
   )
+
+
+def _agreement(boxes):
+  """Mean IoU of every box of a map `h w r 4` with its eight neighbours'."""
+  height, width = boxes.shape[:2]
+  padded = jnp.pad(boxes, ((1, 1), (1, 1), (0, 0), (0, 0)), mode="edge")
+  return sum(
+    boxes_lib.iou(boxes, padded[y : y + height, x : x + width])
+    for y in range(3)
+    for x in range(3)
+    if (y, x) != (1, 1)
+  ) / 8  # fmt: skip
 
 
 def _vote_in_masks(ballot, options) -> Votes:
@@ -119,13 +144,14 @@ def _vote_in_masks(ballot, options) -> Votes:
 
   def vote_in(level):  # a category's mask: where it is among the best
     return vote(
-      ballot.scores,
+      ballot.seeds,
       ballot.boxes,
       ballot.candidates & (rank <= level),
       options.iou_threshold,
       _ROOM * options.max_instances,
       ballot.categories,
       ballot.index,
+      ballot.scores,
     )
 
   return jax.vmap(vote_in)(jnp.arange(options.num_masks))
@@ -137,9 +163,13 @@ def _describe(ballot, votes, owners, options, image_size, stride):
   boxes, num_votes = ballot.boxes[seed], votes.num_votes.ravel()
   areas = num_votes * stride**2
   visible = jnp.clip(boxes, 0, jnp.tile(image_size, 2))
-  visible = boxes_lib.area(visible)
-  fill = areas / jnp.maximum(visible, 1)
+  fill = areas / jnp.maximum(boxes_lib.area(visible), 1)
+  extent = jax.vmap(_extents, (0, None, None))(
+    votes.owner, ballot.cells, votes.keeper.shape[1]
+  )
+  extent = boxes_lib.iou(extent.reshape(-1, 4) * stride, visible)
   valid = votes.valid.ravel() & (areas >= options.min_area)
+  valid &= extent >= options.min_extent
   return Hypotheses(
     boxes=boxes,
     classes=ballot.categories[seed],
@@ -153,6 +183,14 @@ def _describe(ballot, votes, owners, options, image_size, stride):
     fill=fill,
     owners=owners,
   )
+
+
+def _extents(owner, cells, slots):
+  """The box, in cells, around the votes of each slot."""
+  slot = jnp.where(owner >= 0, owner, slots)  # out of bounds: dropped
+  low = jnp.full((slots, 2), jnp.inf).at[slot].min(cells)
+  high = jnp.zeros((slots, 2)).at[slot].max(cells + 1)
+  return jnp.concatenate([low, high], axis=-1)
 
 
 def _best(found: Hypotheses, number: int) -> Hypotheses:

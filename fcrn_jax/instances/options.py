@@ -11,6 +11,7 @@ from fcrn_jax.types import Array
 
 Size = tuple[Any, Any]  # height and width, of int or symbolic dimensions
 MASKS = ("boxes", "scores", "blocks", "full")
+SEEDS = ("scores", "centers", "agreement")
 
 
 @functools.partial(
@@ -21,9 +22,10 @@ MASKS = ("boxes", "scores", "blocks", "full")
     "region_overlap",
     "min_area",
     "min_fill",
+    "min_extent",
     "min_agreement",
   ],
-  meta_fields=["num_masks", "max_instances", "masks"],
+  meta_fields=["num_masks", "max_instances", "masks", "seeds"],
 )
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -40,23 +42,35 @@ class Options:
   max_instances: int = 100
   region_overlap: float | Array = 0.0  # IoU of regions; 0 = any shared pixel
   min_area: float | Array = 0.0  # of a cluster, square pixels of the image
-  # A cluster must fill this part of its box within the image: pixels near a
-  # border predict poor boxes and make clusters of their own, fragments.
-  min_fill: float | Array = 0.25
+  # Pixels near a border predict poor boxes and make clusters of their own,
+  # fragments. So the votes must fill this part of their box within the image,
+  min_fill: float | Array = 0.05
+  # and the box around the votes must have this IoU with it. Thin and hidden
+  # objects fill little of their boxes, but reach from end to end.
+  min_extent: float | Array = 0.4
   min_agreement: float | Array = 0.0  # IoU of a pixel's box with its owner's
   # boxes: a pixel goes to the hypothesis whose box its own agrees with best;
   # scores: to the cluster with the largest upsampled score; blocks: to the
   # cluster of its cell; full: voting at image resolution.
   masks: str = "boxes"
+  # Whose box a cluster forms around: scores: the pixel with the best score;
+  # centers: the best product of score and centre-ness, how near a pixel is to
+  # the centre of its own box (FCOS); agreement: of score and the mean IoU of
+  # its box with its neighbours'.
+  seeds: str = "scores"
 
   def __post_init__(self):
     if self.masks not in MASKS:
       raise ValueError(f"masks is {self.masks!r}; expected one of {MASKS}.")
+    if self.seeds not in SEEDS:
+      raise ValueError(f"seeds is {self.seeds!r}; expected one of {SEEDS}.")
     for name in ("num_masks", "max_instances"):
       value = getattr(self, name)
       if value < 1:
         raise ValueError(f"{name} is {value}; expected at least 1.")
-    for name in ("iou_threshold", "region_overlap", "min_agreement"):
+    for name in (
+      "iou_threshold", "region_overlap", "min_agreement", "min_extent"
+    ):
       value = getattr(self, name)  # an array under jit
       if isinstance(value, float) and not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; an IoU, expected in [0, 1).")
@@ -64,7 +78,7 @@ class Options:
   @classmethod
   def paper(cls) -> "Options":
     """The paper to the letter: fragments stay, blocks on upsampled scores."""
-    return cls(min_fill=0.0, masks="blocks")
+    return cls(min_fill=0.0, min_extent=0.0, masks="blocks")
 
 
 class Hypotheses(NamedTuple):

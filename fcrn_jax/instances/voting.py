@@ -51,6 +51,7 @@ def vote(
   max_instances: int = 100,
   groups: Int[Array, "n"] | None = None,
   priority: Int[Array, "n"] | None = None,
+  values: Float[Array, "n"] | None = None,
 ) -> Votes:
   """Greedy NMS of candidates by score; every candidate learns its keeper.
 
@@ -58,7 +59,8 @@ def vote(
   distinct `priority` where given) becomes a keeper and takes all remaining
   candidates of its group whose boxes overlap its own with IoU > iou_threshold
   (strictly above, as torchvision's nms), itself in any case. Candidates
-  without a finite score are ignored. Quick where neighbours in the array are
+  without a finite score are ignored. A cluster's confidence is its mean of
+  `values`, by default the scores. Quick where neighbours in the array are
   neighbours in the image, see to_tiles.
   """
   count = scores.shape[0]
@@ -70,7 +72,7 @@ def vote(
   corners = tuple(boxes[:, i] for i in range(4))
   return jax.lax.platform_dependent(
     scores, corners, groups, priority, iou_threshold,
-    jnp.zeros(max_instances),
+    jnp.zeros(max_instances), scores if values is None else values,
     # One image after the other on a CPU, where a batch of scatters is slow.
     cpu=jax.custom_batching.sequential_vmap(
       functools.partial(_vote, _vote_by_chunks)
@@ -79,7 +81,7 @@ def vote(
   )  # fmt: skip
 
 
-def _vote(program, scores, corners, groups, priority, threshold, slots):
+def _vote(program, scores, corners, groups, priority, threshold, slots, values):
   """Votes with the statistics of the clusters; slots: any array `m`."""
   keeper, owner, truncated = program(
     scores, corners, groups, priority, threshold, slots
@@ -98,11 +100,11 @@ def _vote(program, scores, corners, groups, priority, threshold, slots):
   y, x = ((corners[i] + corners[i + 2]) / 2 for i in range(2))
   square = mean_of(from_seed(y) ** 2 + from_seed(x) ** 2)
   valid = keeper >= 0
-  mean_score = scores[seed] + mean_of(from_seed(scores))
+  confidence = values[seed] + mean_of(from_seed(values))
   return Votes(
     keeper=keeper,
     owner=owner,
-    confidence=jnp.where(valid, mean_score, 0),
+    confidence=jnp.where(valid, confidence, 0),
     valid=valid,
     truncated=truncated,
     num_votes=num_votes,

@@ -206,7 +206,7 @@ def _loss_options(config):
     scope=config.loss.scope,
     box_k=config.loss.box_k or None,
     box_weight=config.loss.box_weight,
-    box_unit=config.model.box_unit,
+    box_unit=config.loss.get("box_unit") or config.model.box_unit,
   )
 
 

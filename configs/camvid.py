@@ -1,0 +1,56 @@
+"""CamVid street scenes, eleven categories, from random weights.
+
+  python -m experiments.train --config=configs/camvid.py \
+      --config.data.path=DIR --workdir=runs/camvid
+  python -m experiments.train --config=configs/camvid.py:gpu ...
+
+DIR (or $CAMVID) is the data in VOC layout, labels 0 to 10 and 255 = void.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(edition: str = "cpu") -> ConfigDict:
+  """What four CPU cores train in an hour, or with "gpu" one large GPU."""
+  default.check_row(edition, ("cpu", "gpu"))
+  config = default.get_config().unlock()
+  config.model.heads = ("semantic",)
+  config.model.batch_norm = "synced"
+  config.data.path = os.environ.get("CAMVID", "../shared/data/camvid")
+  config.data.scale = (0.6, 1.5)
+  config.data.brightness = 0.1
+  config.data.contrast = 0.2
+  config.data.cache = True
+  # From random weights every pixel is hard: the hardest few alone teach
+  # nothing but uniform scores.
+  config.loss.k = 0
+  config.optim.name = "adamw"
+  config.optim.schedule = "cosine"
+  config.optim.weight_decay = 1e-2
+  config.inference.flip = True
+  if edition == "gpu":
+    config.model.name = "fcrn50_s4_k3_d2"
+    config.model.dtype = "bfloat16"
+    config.data.crop = (320, 416)
+    config.data.num_workers = 12
+    config.batch_size = 16
+    config.num_steps = 10_000
+    config.optim.lr = 2e-3
+    config.optim.warmup_steps = 500
+    config.ema = 0.999
+  else:
+    config.model.name = "fcrn18_s8_k3_d2"
+    config.model.width = 32
+    config.data.crop = (256, 320)
+    config.batch_size = 8
+    config.num_steps = 3000
+    config.optim.lr = 3e-3
+    config.optim.warmup_steps = 100
+    config.ema = 0.995
+    config.log_every = 50
+    config.checkpoint_every = 500
+  return config.lock()

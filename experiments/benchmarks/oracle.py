@@ -1,0 +1,99 @@
+"""What grouping makes of perfect maps at each stride: its own limit.
+
+  python -m experiments.benchmark --what=oracle --set=images=60
+
+True categories and true boxes of each cell, see evaluation.perfect_result, on
+shapes and on the samples in $FCRN_DATA (default ../shared/data) that are
+there. `small` is the share of the instances missed at IoU 0.5 that have less
+than four cells, `same_box` that of those whose box overlaps another one of
+their category with IoU above 0.5: what no grouping of these maps can tell
+apart. With pictures=DIR the worst images are drawn there.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+
+from fcrn_jax import boxes as box_algebra
+from fcrn_jax import data, evaluation, instances, metrics, visualize
+from fcrn_jax.data import transforms
+
+_ROOT = pathlib.Path(os.environ.get("FCRN_DATA", "../shared/data"))
+_SOURCES = {
+  "shapes": ("shapes", "val", None),
+  "nuclei": ("folder", "val_fluo", _ROOT / "nuclei"),
+  "voc": ("folder", "train", _ROOT / "voc2012_sample/VOCdevkit/VOC2012"),
+  "coco": ("coco", "sample", _ROOT / "coco_sample"),
+}
+
+
+def run(options: dict) -> list[dict]:
+  """One row per data set and stride."""
+  number = int(options.get("images", 200))
+  strides = [int(s) for s in options.get("strides", "1+2+4+8").split("+")]
+  grouping = instances.Options(num_masks=1, max_instances=400)
+  rows = []
+  for name, (kind, split, path) in _SOURCES.items():
+    if path is not None and not path.is_dir():
+      print(f"{name} left out: no {path}")
+      continue
+    dataset = data.load(kind, split, path)
+    examples = [dataset[i] for i in range(min(number, len(dataset)))]
+    for stride in strides:
+      row = _row(examples, dataset, stride, grouping, options.get("pictures"))
+      rows.append({"data": name, "images": len(examples), **row})
+  return rows
+
+
+def _row(examples, dataset, stride, options, pictures):
+  evaluator = metrics.InstanceEvaluator(len(dataset.categories) + 1)
+  missed, total, worst = [], 0, (1, None)
+  for example in examples:
+    result = evaluation.perfect_result(example, stride, options)
+    evaluation.add_instances(evaluator, result, example, count_void=False)
+    lost = _missed(example, result, stride)
+    number = len(example["classes"])
+    total += number
+    missed += lost
+    if number and 1 - len(lost) / number < worst[0]:
+      worst = 1 - len(lost) / number, (example, result)
+  if pictures and worst[1]:
+    example, result = worst[1]
+    picture = visualize.overlay(example["image"], result)
+    path = pathlib.Path(pictures) / f"{dataset.name}_stride{stride}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    visualize.save(path, picture)
+  scores = evaluator.result("sds") | evaluator.result("matching")
+  missed = np.array(missed or [(0, 0)])
+  return {
+    "stride": stride,
+    "instances": total,
+    **{
+      key: float(scores[key])
+      for key in ("ap_r_0.5", "ap_r_0.7", "matching_0.5", "matching_0.7")
+    },
+    "small": float(missed[:, 0].mean()),
+    "same_box": float(missed[:, 1].mean()),
+  }
+
+
+def _missed(example, result, stride):
+  """(small, same box) of the true instances without a mask of IoU > 0.5."""
+  truth, found = example["instances"], result.label_map
+  boxes = transforms.instance_boxes(truth, len(example["classes"]))
+  overlaps = box_algebra.iou(boxes[:, None], boxes[None])
+  np.fill_diagonal(overlaps, 0)
+  same = example["classes"][:, None] == example["classes"][None]
+  shared = np.where(same, overlaps, 0).max(axis=1, initial=0)
+  areas = np.bincount(found.ravel(), minlength=1)
+  lost = []
+  for index in range(len(example["classes"])):
+    mask = truth == index + 1
+    hits = np.bincount(found[mask], minlength=1)
+    hits[0] = 0
+    union = mask.sum() + areas[: len(hits)] - hits
+    if not mask.any() or (hits / np.maximum(union, 1)).max() > 0.5:
+      continue
+    lost.append((mask.sum() < 4 * stride**2, shared[index] > 0.5))
+  return lost
