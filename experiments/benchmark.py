@@ -17,7 +17,7 @@ from absl import app, flags
 
 _WHATS = (
   "voting", "network", "train", "pipeline", "predict", "grouping", "oracle",
-  "tiles",
+  "tiles", "peers",
 )  # fmt: skip
 _WHAT = flags.DEFINE_enum("what", None, _WHATS, "What to measure.")
 _SET = flags.DEFINE_list("set", [], "Options of the benchmark, as name=value.")
@@ -39,7 +39,7 @@ def main(argv):
   options = dict(item.split("=", 1) for item in _SET.value)
   benchmark = importlib.import_module(f"experiments.benchmarks.{_WHAT.value}")
   rows = benchmark.run(options)
-  print(table(rows))
+  print(common.columns(common.cells(rows)))
   device = jax.devices()[0]
   path = _OUTPUT.value or (
     f"experiments/results/{_WHAT.value}_{device.platform}.json"
@@ -83,25 +83,6 @@ def versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
       continue
   return found
-
-
-def table(rows: list[dict]) -> str:
-  """Rows as text, columns in the order of first appearance."""
-  names = list(dict.fromkeys(name for row in rows for name in row))
-  cells = [names] + [
-    [_text(row.get(name, "")) for name in names] for row in rows
-  ]
-  widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
-  return "\n".join(
-    "  ".join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-    )
-    for row in cells
-  )
-
-
-def _text(value):
-  return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 import jax
 from absl import logging
@@ -55,3 +56,26 @@ def load_split(config, split: str | None, path: str | None):
     if config.data.name == "shapes":
       config.data.name, config.data.num_val = check.guess_name(path), 0
   return loop.load_split(config, "val")
+
+
+def cells(rows: list[dict]) -> list[list[str]]:
+  """Rows as text, names first, columns in the order of first appearance."""
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  return [names] + [
+    [_text(row.get(name, "")) for name in names] for row in rows
+  ]
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+  """Lines of cells, lined up."""
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+    ).rstrip()
+    for line in lines
+  )
+
+
+def _text(value):
+  return f"{value:.4g}" if isinstance(value, float) else str(value)

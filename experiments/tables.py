@@ -2,15 +2,26 @@
 
   python -m experiments.tables --what=zoo
   python -m experiments.tables --what=zoo --size=1024
+  python -m experiments.tables --what=results > docs/results.md
 
 zoo: every named network with its field of view in pixels, its parameters and
 its work (a product and a sum counted as two) for one image with 21 classes,
 and the paper's figures for it.
+results: what experiments.benchmark left in --results, as Markdown, and beside
+it in docs/ the plot of what grouping makes of perfect maps.
 """
+
+import json
+import pathlib
 
 from absl import app, flags
 
-_WHAT = flags.DEFINE_enum("what", "zoo", ["zoo"], "The table.")
+from experiments import common
+
+_WHAT = flags.DEFINE_enum("what", "zoo", ["zoo", "results"], "The table.")
+_RESULTS = flags.DEFINE_string(
+  "results", "experiments/results", "results: the folder of the JSON files."
+)
 _SIZE = flags.DEFINE_integer("size", 512, "zoo: side of the image, pixels.")
 
 
@@ -61,22 +72,58 @@ def _cost(name, size):
   return sum(x.size for x in jax.tree.leaves(variables["params"])), flops
 
 
-def text(rows: list[tuple[str, ...]]) -> str:
-  """Columns lined up."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-    ).rstrip()
-    for row in rows
-  )
+def results(folder: str) -> str:
+  """Every JSON file of experiments.benchmark as a table in Markdown."""
+  parts = [
+    "# Measured results\n\nMade by `python -m experiments.tables"
+    " --what=results > docs/results.md` from the files of"
+    " `experiments/results`.\n"
+  ]
+  for path in sorted(pathlib.Path(folder).glob("*.json")):
+    found = json.loads(path.read_text())
+    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    names, *cells = common.cells(found["rows"])
+    lines = [names, ["---"] * len(names), *cells]
+    parts.append(
+      f"## {path.stem}\n\n`{found['command']}`\\\n{found['hardware']};"
+      f" {versions}; {found['date']}\n\n"
+      + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+      + "\n"
+    )
+  return "\n".join(parts)
+
+
+def plot_oracle(source: pathlib.Path, output: pathlib.Path) -> None:
+  """AP^r against the stride of perfect maps, a line per data set."""
+  from matplotlib.figure import Figure
+
+  rows = json.loads(source.read_text())["rows"]
+  figure = Figure(figsize=(7, 3), layout="constrained")
+  for axes, name in zip(
+    figure.subplots(1, 2, sharey=True), ("ap_r_0.5", "ap_r_0.7"), strict=True
+  ):
+    for data in dict.fromkeys(row["data"] for row in rows):
+      line = [(r["stride"], r[name]) for r in rows if r["data"] == data]
+      axes.plot(*zip(*line, strict=True), marker="o", label=data)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("stride of perfect maps, pixels")
+    axes.set_title(name)
+    axes.grid(alpha=0.3)
+  axes.legend()
+  output.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(output, dpi=120)
 
 
 def main(argv):
   """Prints the table of the flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  print(text({"zoo": zoo}[_WHAT.value](_SIZE.value)))
+  if _WHAT.value == "zoo":
+    print(common.columns(zoo(_SIZE.value)))
+    return
+  print(results(_RESULTS.value))
+  for path in pathlib.Path(_RESULTS.value).glob("oracle*.json"):
+    plot_oracle(path, pathlib.Path("docs") / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The zoo's table: its numbers against known ones."""
 
-from experiments import tables
+import json
+
+import cv2
+
+from experiments import common, tables
 from fcrn_jax import models
 
 
@@ -20,5 +24,27 @@ def test_rows_of_the_zoo(monkeypatch):
   header, row = tables.zoo(64)
   assert row[:2] == ("fcrn50_s16_k3_d6", "208")
   assert row[4] == "69.09 (1); 66.41 (3)"
-  lines = tables.text([header, row]).splitlines()
+  lines = common.columns([header, row]).splitlines()
   assert lines[0].index("Mparams") == lines[1].index("23.90")
+
+
+def test_results_become_tables(tmp_path):
+  rows = [
+    {"data": "a", "stride": stride, "ap_r_0.5": 1 / stride, "ap_r_0.7": 0.5}
+    for stride in (1, 2)
+  ]
+  found = {
+    "command": "python -m x", "hardware": "H", "date": "2026-01-01",
+    "versions": {"jax": "1"}, "rows": [*rows, {"data": "b", "other": 7}],
+  }  # fmt: skip
+  (tmp_path / "oracle.json").write_text(json.dumps(found))
+  text = tables.results(tmp_path)
+  assert "| data | stride | ap_r_0.5 | ap_r_0.7 | other |" in text
+  assert "| a | 2 | 0.5 | 0.5 |  |" in text
+  assert "| b |  |  |  | 7 |" in text
+  assert "`python -m x`" in text
+  assert "H; jax 1; 2026-01-01" in text
+  found["rows"] = rows
+  (tmp_path / "oracle.json").write_text(json.dumps(found))
+  tables.plot_oracle(tmp_path / "oracle.json", tmp_path / "docs" / "o.png")
+  assert cv2.imread(str(tmp_path / "docs" / "o.png")) is not None

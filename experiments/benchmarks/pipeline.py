@@ -2,7 +2,8 @@
 
 Options: path (a VOC folder; default the VOC sample in FCRN_DATA or
 ../shared/data), prepared (the same data as experiments.prepare_data writes
-it), crop, stride, batch, cores, seconds.
+it), crop, stride, batch, cores, seconds, network (whose training step, over
+all devices, takes the crops; "" for none).
 """
 
 import os
@@ -12,9 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 
-from fcrn_jax import data
+from experiments import common
+from experiments.benchmarks import timing, train
+from fcrn_jax import data, models
 from fcrn_jax.data import pipeline, transforms
 
 _DATA = os.environ.get("FCRN_DATA", "../shared/data")
@@ -55,7 +59,26 @@ def run(options: dict) -> list[dict]:
           "crops_per_s": rate,
         }
       )
+  network = options.get("network", "fcrn50_s8_k5_d12")
+  if network:
+    rate = _consumption(network, crop, settings.batch_size)
+    rows.append({"stage": f"training step of {network}", "crops_per_s": rate})
   return rows
+
+
+def _consumption(network: str, crop: int, batch: int) -> float:
+  """Crops per second that a training step takes on this device."""
+  common.use_all_cores(batch)
+  images = np.zeros((batch, crop, crop, 3), np.uint8)
+  cells = -(-crop // models.spec(network).stride)
+  gpu = jax.default_backend() == "gpu"
+  call = train.jax_step(
+    network,
+    images,
+    np.zeros((batch, cells, cells), np.uint8),
+    "bfloat16" if gpu else "float32",
+  )
+  return batch / timing.in_turns({"step": call}, 3)["step"]
 
 
 def _stages(

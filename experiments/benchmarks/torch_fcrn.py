@@ -82,11 +82,11 @@ _TORCHVISION_OPERATORS = (
 )  # fmt: skip
 
 
-def torchvision_fcn(name, classes, device):
-  """torchvision's FCN-ResNet of the same depth, frozen; another classifier.
+def torchvision_segmentation(name, classes, **options):
+  """A segmentation network of torchvision, from random weights.
 
-  It has no FCN-ResNet-152. Its operators (nms) are not needed: they are
-  declared here where the build of torchvision does not fit torch's.
+  Its operators (nms) are not needed: they are declared here where the build of
+  torchvision does not fit torch's.
   """
   try:
     torch.ops.torchvision.nms  # noqa: B018
@@ -96,9 +96,18 @@ def torchvision_fcn(name, classes, device):
       library.define(f"{operator}(Tensor a) -> Tensor")
   from torchvision.models import segmentation
 
-  depth = fcrn_spec(name).depth
-  create = getattr(segmentation, f"fcn_resnet{depth}")
-  net = create(weights=None, weights_backbone=None, num_classes=classes)
+  create = getattr(segmentation, name)
+  return create(
+    weights=None, weights_backbone=None, num_classes=classes, **options
+  )
+
+
+def torchvision_fcn(name, classes, device):
+  """torchvision's FCN-ResNet of the same depth, frozen; another classifier.
+
+  It has no FCN-ResNet-152.
+  """
+  net = torchvision_segmentation(f"fcn_resnet{fcrn_spec(name).depth}", classes)
   net = net.to(device, memory_format=torch.channels_last).eval()
   return _Out(net)
 

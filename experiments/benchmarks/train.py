@@ -12,10 +12,12 @@ the batch's default is one image a core on a CPU.
 """
 
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from experiments import common
 from experiments.benchmarks import network, timing
@@ -49,7 +51,7 @@ def _compare(name, size, settings):
   labels = rng.integers(0, network.CLASSES, shape, np.uint8)
   calls = {}
   if "jax" in settings["sides"]:
-    calls["jax", "step"] = _jax_step(name, images, labels, settings["dtype"])
+    calls["jax", "step"] = jax_step(name, images, labels, settings["dtype"])
   for side in settings["sides"]:
     if side != "jax":
       calls[side, "step"] = _torch_step(side, name, images, labels, settings)
@@ -57,7 +59,13 @@ def _compare(name, size, settings):
   return network.rows_of(name, size, settings, seconds, {})
 
 
-def _jax_step(name, images, labels, dtype):
+def jax_step(
+  name: str,
+  images: UInt8[np.ndarray, "b H W 3"],
+  labels: UInt8[np.ndarray, "b h w"],
+  dtype: str,
+) -> Callable[[], None]:
+  """A call that takes one step and waits for it."""
   model = models.create(
     name, {"semantic": network.CLASSES}, dtype=jnp.dtype(dtype)
   )

@@ -69,7 +69,10 @@ class Options:
       if value < 1:
         raise ValueError(f"{name} is {value}; expected at least 1.")
     for name in (
-      "iou_threshold", "region_overlap", "min_agreement", "min_extent"
+      "iou_threshold",
+      "region_overlap",
+      "min_agreement",
+      "min_extent",
     ):
       value = getattr(self, name)  # an array under jit
       if isinstance(value, float) and not 0 <= value < 1:
