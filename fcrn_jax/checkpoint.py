@@ -136,7 +136,9 @@ def restore_for_inference(
   directory = pathlib.Path(workdir).absolute() / "checkpoints"
   steps = []
   if directory.is_dir():
-    manager = _open(directory, ocp.CheckpointManagerOptions(read_only=True))
+    # Without read_only=True, which logs warnings about itself.
+    options = ocp.CheckpointManagerOptions(create=False)
+    manager = _open(directory, options)
     steps = sorted(manager.all_steps())
   if not steps or (step is not None and step not in steps):
     wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
