@@ -4,10 +4,12 @@
   python -m experiments.evaluate --workdir=W --data=DIR --split=test
   python -m experiments.evaluate --semantic=S --localization=L --protocol=sds
   python -m experiments.evaluate --workdir=W --oracle=both
+  python -m experiments.evaluate --workdir=W --worst=8
 An oracle takes categories, boxes or both from the truth: what is then missing
-to 1 is the fault of the rest.
+to 1 is the fault of the rest. The worst images are drawn in W/worst_<split>.
 """
 
+import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -33,6 +35,7 @@ _MAX_IMAGES = flags.DEFINE_integer("max_images", 0, "Only so many; 0: all.")
 _ORACLE = flags.DEFINE_enum(
   "oracle", "", ["", "categories", "boxes", "both"], "What is true, not found."
 )
+_WORST = flags.DEFINE_integer("worst", 0, "Draw so many of the worst images.")
 _ALLOW_LEAK = flags.DEFINE_bool(
   "allow_leak", False, "Score images of the training set, marked as such."
 )
@@ -56,9 +59,10 @@ def main(argv):
       step=_STEP.value,
     )
     config = checkpoint.read_config(workdir)
+    dataset = common.load_split(config, _SPLIT.value, _DATA.value)
     scores = evaluation.evaluate(
       predictor,
-      common.load_split(config, _SPLIT.value, _DATA.value),
+      dataset,
       protocol=_PROTOCOL.value or config.protocol,
       workdir=workdir,
       max_images=_MAX_IMAGES.value,
@@ -69,6 +73,13 @@ def main(argv):
     logging.debug("traceback", exc_info=True)
     sys.exit(f"error: {error}")
   print(evaluation.table(scores))
+  if _WORST.value:
+    directory = pathlib.Path(workdir) / f"worst_{dataset.split}"
+    places = {key: index for index, key in enumerate(dataset.ids)}
+    ids = scores["worst_images"][: _WORST.value]
+    examples = [dataset[places[key]] for key in ids]
+    evaluation.draw(predictor, examples, directory, numbered=True)
+    print(f"pictures: {directory}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import pathlib
 import pickle
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,9 +17,10 @@ from jax.experimental import multihost_utils
 from scipy import ndimage
 from tqdm import tqdm
 
-from fcrn_jax import checkpoint, data, instances, metrics
+from fcrn_jax import checkpoint, data, instances, metrics, visualize
 from fcrn_jax.data import check, transforms
 from fcrn_jax.inference import Maps
+from fcrn_jax.metrics import protocols
 from fcrn_jax.predictor import Predictor, Result, grouping, read_ahead
 from fcrn_jax.types import IGNORE
 
@@ -31,11 +32,15 @@ _SEMANTIC = {"voc2012_sbd": metrics.VOC, "cityscapes": metrics.CITYSCAPES}
 _OWN = metrics.SemanticProtocol("nan_excluded", background=True)
 
 
+_NUM_WORST = 20
+
+
 class Scores:
   """Sums over images, from which all scores are computed at the end."""
 
   def __init__(self, num_classes: int, has_instances: bool):
     self.confusion = np.zeros((num_classes, num_classes), np.int64)
+    self.by_image: dict[str, float] = {}
     self.ours = self.components = None
     if has_instances:
       self.ours = metrics.InstanceEvaluator(num_classes)
@@ -45,19 +50,30 @@ class Scores:
     """Adds one image; see add_instances."""
     labels = np.asarray(example["semantic"])
     num_classes = len(self.confusion)
-    self.confusion += metrics.confusion(labels, result.semantic, num_classes)
+    matrix = metrics.confusion(labels, result.semantic, num_classes)
+    self.confusion += matrix
     if self.ours is None:
+      right, pixels = float(np.trace(matrix)), int(matrix.sum())
+      self.by_image[example["id"]] = right / pixels if pixels else math.nan
       return
     add_instances(self.ours, result, example, count_void)
+    alone = protocols.matching_scores(self.ours.images[-1:])
+    self.by_image[example["id"]] = alone["matching_0.5"]
     found = metrics.connected_components(result.semantic, result.confidence)
     self.components.add(*found, *_truth(example, count_void))
 
   def merge(self, other: "Scores") -> None:
     """Adds another host's images."""
     self.confusion += other.confusion
+    self.by_image |= other.by_image
     if self.ours is not None:
       self.ours.merge(other.ours)
       self.components.merge(other.components)
+
+  def worst(self, number: int) -> list[str]:
+    """The images of the lowest matching at 0.5, or else pixel accuracy."""
+    known = {k: v for k, v in self.by_image.items() if not math.isnan(v)}
+    return sorted(known, key=lambda key: (known[key], key))[:number]
 
   def result(
     self,
@@ -135,7 +151,8 @@ def evaluate(
     progress: show a bar with the time left.
 
   Returns:
-    A flat dict: scores in 0 ... 1 (None where undefined) and the stamp.
+    A flat dict: scores in 0 ... 1 (None where undefined), the stamp, and
+    `worst_images`, the ids of the twenty worst.
 
   Raises:
     ValueError: other categories than the networks', or images that they were
@@ -165,6 +182,7 @@ def evaluate(
   values = scores.result(dataset.categories, protocol, semantic)
   values |= _stamp(predictor, dataset, protocol, semantic, number, oracle)
   values |= leaks
+  values["worst_images"] = scores.worst(_NUM_WORST)
   values = {name: _json(value) for name, value in values.items()}
   if workdir is not None and jax.process_index() == 0:
     suffix = f"_oracle_{oracle}" if oracle else ""
@@ -249,6 +267,28 @@ def table(scores: Mapping[str, Any]) -> str:
     f" {scores['protocol']}, step {scores['checkpoint_step']}"
   )
   return "\n".join(lines)
+
+
+def draw(
+  predictor: Predictor,
+  examples: Sequence[Example],
+  directory: str | os.PathLike,
+  numbered: bool = False,
+) -> None:
+  """The whole chain for each example, see visualize.sample, as <id>.png.
+
+  numbered: names begin with the example's number.
+  """
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  for number, example in enumerate(examples):
+    image = example["image"]
+    maps = predictor.maps(image)
+    picture = visualize.sample(
+      image, predictor.group(maps, image), example, maps, predictor.stride
+    )
+    prefix = f"{number:02}_" if numbered else ""
+    visualize.save(directory / f"{prefix}{example['id']}.png", picture)
 
 
 def _predict(predictor, examples, oracle: Oracle) -> list[Result]:

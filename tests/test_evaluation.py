@@ -109,7 +109,8 @@ def test_scores_of_a_typed_out_image(tmp_path):
   assert scores["components_ap_r_0.7"] == 0
   saved = json.loads((tmp_path / "eval_val.json").read_text())
   assert saved == scores
-  assert not any(isinstance(v, (dict, list)) for v in saved.values())
+  nested = [k for k, v in saved.items() if isinstance(v, (dict, list))]
+  assert nested == ["worst_images"]
   for name, value in {
     "protocol": "sds", "split": "val", "data": "own", "data_path": None,
     "num_images": 1, "checkpoint_step": 3, "source": "recorded",
@@ -120,6 +121,16 @@ def test_scores_of_a_typed_out_image(tmp_path):
     assert saved[name]
   text = evaluation.table(scores)
   assert "matching_0.5" in text and "0.6667" in text and "0.3333" in text
+
+
+@pytest.mark.parametrize("has_instances", [True, False])
+def test_the_worst_images_come_first(has_instances):
+  nothing = result_of(np.zeros((2, 7)), np.zeros((2, 7)), [], [])
+  dataset = Data([TRUTH] * 3, has_instances=has_instances)
+  scores = evaluation.evaluate(
+    Recorded([FOUND, nothing, FOUND]), dataset, progress=False
+  )
+  assert scores["worst_images"] == [dataset[i]["id"] for i in (1, 0, 2)]
 
 
 def test_void_of_sbd_is_no_excuse():

@@ -51,7 +51,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     max_images=config.eval_images,
   )
   if jax.process_index() == 0:
-    _save_samples(predictor, dataset, workdir / "samples")
+    examples = [dataset[i] for i in range(min(_NUM_SAMPLES, len(dataset)))]
+    evaluation.draw(predictor, examples, workdir / "samples")
     print(evaluation.table(scores))
     print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
   return scores
@@ -246,16 +247,3 @@ def _validate(config, workdir):
     for name, value in scores.items()
     if isinstance(value, float)
   }
-
-
-def _save_samples(predictor, dataset, directory):
-  """Image, truth, categories, votes, instances of a few images."""
-  directory.mkdir(parents=True, exist_ok=True)
-  for index in range(min(_NUM_SAMPLES, len(dataset))):
-    example = dataset[index]
-    image = example["image"]
-    maps = predictor.maps(image)
-    picture = visualize.sample(
-      image, predictor.group(maps, image), example, maps, predictor.stride
-    )
-    visualize.save(directory / f"{example['id']}.png", picture)
