@@ -110,6 +110,16 @@ def get_config() -> ConfigDict:
   return config.lock()
 
 
+def caffe() -> ConfigDict:
+  """The settings, unlocked, for weights of the original ResNets [P]."""
+  config = get_config().unlock()
+  config.model.caffe_pool = True
+  config.preprocessing.mean = (103.939, 116.779, 123.68)
+  config.preprocessing.scale = (1.0, 1.0, 1.0)
+  config.preprocessing.channel_order = "bgr"
+  return config
+
+
 def check_row(arg: str, rows) -> None:
   """Refuses a config argument that is no row of a table."""
   if arg not in rows:

@@ -41,7 +41,7 @@ def get_config(arg: str = "fcrn101_s8_k5_d12") -> ConfigDict:
 
 def voc2012() -> ConfigDict:
   """Category segmentation on the augmented VOC 2012, 10,582 images."""
-  config = default.get_config().unlock()
+  config = default.caffe()
   config.model.heads = ("semantic",)
   config.data.name = "voc2012_sbd"
   config.data.train_split = "train_aug"

@@ -47,13 +47,12 @@ def get_config(arg: str = "fcrn152_s8_k5_d12") -> ConfigDict:
 
 def cityscapes() -> ConfigDict:
   """Category segmentation on the 2,975 finely labelled images."""
-  config = default.get_config().unlock()
+  config = default.caffe()
   config.model.heads = ("semantic",)
   config.data.name = "cityscapes"
   # Wider than the largest field of view, 584: section 3.1 wants crops larger.
   config.data.crop = (704, 704)
   config.loss.k = 0
-  config.protocol = "cityscapes"
   # 140 + 64 epochs [A] of 2,975 images at batch 16.
   config.num_steps = 38_000
   return config.lock()

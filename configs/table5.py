@@ -16,7 +16,7 @@ ROWS = {"ours": (72.9, 54.8, 44.5)}
 def get_config(arg: str = "ours") -> ConfigDict:
   """ "The same model as the one used for PASCAL VOC 2012"."""
   default.check_row(arg, ROWS)
-  config = default.get_config().unlock()
+  config = default.caffe()
   config.model.name = "fcrn101_s8_k5_d12"
   config.model.heads = ("semantic",)
   config.data.name = "pascal_context"

@@ -33,7 +33,7 @@ def get_config(arg: str = "101_bs_weighted,localization") -> ConfigDict:
   row, _, network = arg.partition(",")
   default.check_row(row, ROWS)
   default.check_row(network, (*NETWORKS, "coco"))
-  config = default.get_config().unlock()
+  config = default.caffe()
   depth = row.split("_")[0]
   config.model.name = f"fcrn{depth}_s8_k5_d12"
   config.data.name = "voc2012_sbd"

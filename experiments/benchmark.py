@@ -1,7 +1,7 @@
 """Measures speed beside the peers; a table on screen and a JSON file.
 
   python -m experiments.benchmark --what=voting
-  python -m experiments.benchmark --what=network --set=size=328,batch=2
+  python -m experiments.benchmark --what=network --set=sizes=328,batch=2
 What: see the modules of experiments.benchmarks. Peers that are not installed
 are left out and named.
 """
@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 
 from absl import app, flags
@@ -21,8 +22,8 @@ _WHATS = (
 )  # fmt: skip
 _WHAT = flags.DEFINE_enum("what", None, _WHATS, "What to measure.")
 _SET = flags.DEFINE_list("set", [], "Options of the benchmark, as name=value.")
-_OUTPUT = flags.DEFINE_string(
-  "output", "", "JSON file; default experiments/results/<what>_<device>.json."
+_JSON = flags.DEFINE_string(
+  "json", "", "JSON file; default experiments/results/<what>_<device>.json."
 )
 
 
@@ -38,10 +39,14 @@ def main(argv):
   common.start()
   options = dict(item.split("=", 1) for item in _SET.value)
   benchmark = importlib.import_module(f"experiments.benchmarks.{_WHAT.value}")
+  # Each module's docstring names its options.
+  unknown = set(options) - set(re.findall(r"\w+", benchmark.__doc__))
+  if unknown:
+    sys.exit(f"no options {sorted(unknown)}: {benchmark.__doc__}")
   rows = benchmark.run(options)
   print(common.columns(common.cells(rows)))
   device = jax.devices()[0]
-  path = _OUTPUT.value or (
+  path = _JSON.value or (
     f"experiments/results/{_WHAT.value}_{device.platform}.json"
   )
   checkpoint.write_json(

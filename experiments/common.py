@@ -58,6 +58,28 @@ def load_split(config, split: str | None, path: str | None):
   return loop.load_split(config, "val")
 
 
+def network_cost(name: str, size: int) -> tuple[int, float]:
+  """(parameters, floating-point operations) of one image's forward pass.
+
+  XLA counts the operations of the program; nothing is allocated or run.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from fcrn_jax import models
+
+  model = models.create(name, {"semantic": 21})
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False), images
+  )
+  program = jax.jit(lambda v, x: model.apply(v, x, train=False))
+  # Other backends may not count.
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    flops = program.lower(variables, images).cost_analysis()["flops"]
+  return sum(x.size for x in jax.tree.leaves(variables["params"])), flops
+
+
 def cells(rows: list[dict]) -> list[list[str]]:
   """Rows as text, names first, columns in the order of first appearance."""
   names = list(dict.fromkeys(name for row in rows for name in row))

@@ -34,7 +34,7 @@ def zoo(size: int) -> list[tuple[str, ...]]:
   ]
   for name in models.list_models():
     spec = models.spec(name)
-    params, flops = _cost(name, size)
+    params, flops = common.network_cost(name, size)
     paper = "; ".join(_figures(row) for row in spec.paper)
     rows.append(
       (name, str(spec.field_of_view), f"{params / 1e6:.2f}",
@@ -50,26 +50,6 @@ def _figures(row):
   )  # fmt: skip
   setting = "" if row.setting == "vanilla" else f" {row.setting}"
   return f"{figures} ({row.table}{setting})"
-
-
-def _cost(name, size):
-  """(parameters, floating-point operations) of one image's forward pass.
-
-  XLA counts the operations of the program; nothing is allocated or run.
-  """
-  import jax
-  import jax.numpy as jnp
-
-  from fcrn_jax import models
-
-  model = models.create(name, {"semantic": 21})
-  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  variables = jax.eval_shape(
-    lambda x: model.init(jax.random.key(0), x, train=False), images
-  )
-  program = jax.jit(lambda v, x: model.apply(v, x, train=False))
-  flops = program.lower(variables, images).cost_analysis()["flops"]
-  return sum(x.size for x in jax.tree.leaves(variables["params"])), flops
 
 
 def results(folder: str) -> str:

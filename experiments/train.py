@@ -18,14 +18,22 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics, scores and samples."
 )
 
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "One of several hosts, each with this command."
+)
+
 
 def main(argv):
   """Runs training with the flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  import jax
+
   from experiments import common
   from fcrn_jax.training import loop
 
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
   common.use_all_cores(_CONFIG.value.batch_size)
   common.start()
   try:

@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import importlib.metadata
+import logging
 import math
 import os
 import pathlib
@@ -38,12 +39,12 @@ _NUM_WORST = 20
 class Scores:
   """Sums over images, from which all scores are computed at the end."""
 
-  def __init__(self, num_classes: int, has_instances: bool):
+  def __init__(self, num_classes: int, has_instances: bool, protocol: str):
     self.confusion = np.zeros((num_classes, num_classes), np.int64)
     self.by_image: dict[str, float] = {}
     self.ours = self.components = None
     if has_instances:
-      self.ours = metrics.InstanceEvaluator(num_classes)
+      self.ours = metrics.InstanceEvaluator(num_classes, protocol)
       self.components = metrics.InstanceEvaluator(num_classes)
 
   def add(self, result: Result, example: Example, count_void: bool) -> None:
@@ -78,7 +79,6 @@ class Scores:
   def result(
     self,
     categories: tuple[str, ...],
-    protocol: str,
     semantic: metrics.SemanticProtocol,
   ) -> dict[str, float]:
     """All scores by name; those of connected components with a prefix."""
@@ -89,10 +89,11 @@ class Scores:
     scores = _flat(found, "iou", names)
     if self.ours is None:
       return scores
+    matching = self.ours.protocol == "matching"
     for prefix, evaluator in (
       ("", self.ours), ("components_", self.components)
     ):  # fmt: skip
-      ranked = evaluator.result("sds" if protocol == "matching" else protocol)
+      ranked = evaluator.result("sds" if matching else self.ours.protocol)
       per_class = [name for name in ranked if name.endswith("_per_class")]
       for name in per_class:
         ranked = _flat(ranked, name, categories)
@@ -159,11 +160,13 @@ def evaluate(
       trained on.
   """
   _check_categories(predictor, dataset)
+  if oracle in ("boxes", "both") and not dataset.has_instances:
+    raise ValueError(f"{dataset.name} has no instances to take boxes from.")
   leaks = _check_leaks(predictor, dataset, allow_leak)
   number = min(len(dataset), max_images or len(dataset))
   mine = range(jax.process_index(), number, jax.process_count())
   count_void = dataset.name == "voc2012_sbd"
-  scores = Scores(len(dataset.categories) + 1, dataset.has_instances)
+  scores = Scores(len(dataset.categories) + 1, dataset.has_instances, protocol)
   bar = tqdm(
     total=len(mine),
     desc=f"evaluate {dataset.split}",
@@ -179,7 +182,7 @@ def evaluate(
   for other in _other_processes(scores):
     scores.merge(other)
   semantic = _SEMANTIC.get(dataset.name, _OWN)
-  values = scores.result(dataset.categories, protocol, semantic)
+  values = scores.result(dataset.categories, semantic)
   values |= _stamp(predictor, dataset, protocol, semantic, number, oracle)
   values |= leaks
   values["worst_images"] = scores.worst(_NUM_WORST)
@@ -342,9 +345,10 @@ def _check_leaks(predictor, dataset, allow_leak):
   stamp = {"leaked_images": 0, "leak_check": "done"}
   for source in predictor.trained_on:
     try:
-      train = data.load(source["name"], source["split"], source["path"])
-    except ValueError:
-      stamp["leak_check"] = f"no {source['split']} at {source['path']}"
+      train = data.load(**source)
+    except ValueError as error:
+      stamp["leak_check"] = f"not done: {error}"
+      logging.warning("the training images cannot be looked up: %s", error)
       continue
     found = check.refuse_leak(train, dataset, allow_leak)
     stamp["leaked_images"] += found["leaked_images"]

@@ -183,8 +183,9 @@ def batch_maps(
       moves = _moves(stride, options.shifts)
       outputs = []
       for move in moves:
-        found = apply_fn(*_canvas(views, flip, view_shape, move, stride))
-        outputs.append((found["semantic"], found.get("boxes")))
+        canvas = _canvas(views, flip, view_shape, move, stride)
+        found = apply_fn(*canvas)
+        outputs.append((found["semantic"], found.get("boxes"), canvas[1]))
       maps = _read_view(outputs, geometry, moves, view_shape, cells, fine)
       total = maps if total is None else jax.tree.map(jnp.add, total, maps)
       count += 1
@@ -345,7 +346,7 @@ def _read_view(outputs, geometry, moves, shape, cells, stride) -> Maps:
   return jax.vmap(one)(maps, *geometry)
 
 
-def _to_maps(semantic, encoded, move, shape):
+def _to_maps(semantic, encoded, sizes, move, shape):
   """Logits to probabilities, encoded boxes to absolute ones.
 
   Two networks may differ in stride; the coarser map is then brought to the
@@ -361,12 +362,26 @@ def _to_maps(semantic, encoded, move, shape):
   boxes -= jnp.tile(jnp.asarray(move, jnp.float32), 2)
   ratio = height / probs.shape[1]
   if ratio > 1:
+    probs = _repeat_last(probs, sizes, shape)
     b, _, _, c = probs.shape
     probs = jax.image.resize(probs, (b, height, width, c), "linear")
   elif ratio < 1:
     boxes = jnp.repeat(boxes, round(1 / ratio), axis=1)
     boxes = jnp.repeat(boxes, round(1 / ratio), axis=2)
   return Maps(probs, boxes)
+
+
+def _repeat_last(maps, sizes, shape):
+  """Cells beyond each image become its last ones."""
+
+  def one(image, size):
+    for axis in (0, 1):
+      length = image.shape[axis]
+      last = -(-size[axis] * length // shape[axis]) - 1
+      image = image.take(jnp.minimum(jnp.arange(length), last), axis)
+    return image
+
+  return jax.vmap(one)(maps, sizes)
 
 
 def _interleave(grid, moves):

@@ -4,10 +4,15 @@ import importlib
 
 import pytest
 
-from fcrn_jax import models
+from fcrn_jax import metrics, models
 from fcrn_jax.data import pipeline
+from fcrn_jax.models.pretrained import SOURCES
+from fcrn_jax.types import Preprocessing
 
-PLAIN = ("default", "shapes", "nuclei", "folder")
+PLAIN = ("default", "shapes", "nuclei", "folder", "camvid")
+EDITIONS = [
+  ("nuclei", "hour"), ("nuclei", "gpu"), ("camvid", "cpu"), ("camvid", "gpu"),
+]  # fmt: skip
 TABLES = [f"table{n}" for n in range(1, 8)]
 
 
@@ -30,6 +35,16 @@ def test_plain_configs_are_locked_and_complete(name):
     config.optim.lrr = 1
 
 
+@pytest.mark.parametrize(("name", "edition"), EDITIONS)
+def test_editions(name, edition):
+  module = importlib.import_module(f"configs.{name}")
+  config = module.get_config(edition)
+  assert config.is_locked
+  models.spec(config.model.name)
+  with pytest.raises(ValueError, match="no row 'other'"):
+    module.get_config("other")
+
+
 def test_data_settings_are_those_of_the_pipeline():
   settings = set(importlib.import_module("configs.default").get_config().data)
   settings -= {"name", "path", "train_split", "val_split"}
@@ -46,6 +61,11 @@ def test_every_row_is_a_config(name, row):
   assert set(config) == set(
     importlib.import_module("configs.default").get_config()
   )
+  metrics.InstanceEvaluator(2, config.protocol)
+  caffe = SOURCES["caffe"]
+  assert Preprocessing(**config.preprocessing) == caffe.preprocessing
+  assert config.model.stride_in_1x1 == caffe.stride_in_1x1
+  assert config.model.caffe_pool == caffe.caffe_pool
   spec = models.spec(config.model.name)
   head = config.model.heads[0]
   assert head == ("boxes" if row.endswith("localization") else "semantic")

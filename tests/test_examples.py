@@ -108,10 +108,16 @@ def test_vmap_over_an_ensemble_and_over_images(network):
   points = fcrn.boxes.cell_points(8, 12, model.stride, jnp)
   boxes = fcrn.boxes.decode(out["boxes"].mean(0), points[:, :, None])
   options = fcrn.instances.Options(max_instances=10)
-  extract = lambda p, b: fcrn.instances.extract(p, b, options)  # noqa: E731
+  extract = lambda p, b: fcrn.instances.extract(  # noqa: E731
+    p, b, options, stride=model.stride
+  )
   found = jax.jit(jax.vmap(extract))(probs, boxes)
 
   assert found.masks.shape == (2, 10, 8, 12)
+  # The boxes are in pixels of the image: one object that all cells agree on.
+  one = jnp.tile(jnp.array([0.0, 0, 8, 12]) * model.stride, (2, 8, 12, 2, 1))
+  sure = jnp.tile(jnp.array([0.1, 0.8, 0.1]), (2, 8, 12, 1))
+  assert jax.vmap(extract)(sure, one).valid.sum(1).tolist() == [1, 1]
   alone = jax.jit(apply)(other, inputs)["semantic"]
   np.testing.assert_allclose(out["semantic"][1], alone, rtol=1e-4, atol=1e-4)
 

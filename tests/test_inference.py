@@ -328,6 +328,22 @@ def test_networks_of_two_strides_meet_on_the_finer_grid():
   assert maps.probs.shape == (24, 32, 3)
   np.testing.assert_allclose(maps.boxes, boxes, atol=1e-4)
 
+  def spoilt(images, sizes, value):
+    found = two(images, sizes)
+    beyond = np.arange(found["semantic"].shape[1]) * 8 >= sizes[:, :1]
+    value = np.asarray(value)
+    semantic = np.where(beyond[..., None, None], value, found["semantic"])
+    return {"semantic": semantic, "boxes": found["boxes"]}
+
+  # 90 rows are 12 coarse cells and 23 fine ones; what lies beyond is padding.
+  rough = [
+    inference.predict_maps(
+      functools.partial(spoilt, value=value), image[:90], STRIDE
+    )
+    for value in ([0.0, 0, 9], [0.0, 9, 0])
+  ]
+  np.testing.assert_array_equal(rough[0].probs, rough[1].probs)
+
   def other(images, sizes):
     fine = see(images, sizes)
     points = box_algebra.cell_points(

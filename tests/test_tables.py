@@ -13,7 +13,7 @@ def test_work_and_parameters_of_resnet_50():
 
   23,508,032 parameters without its classifier, then 2048 x 21 + 21 of ours.
   """
-  params, flops = tables._cost("fcrn50_s32_k1_d1", 512)
+  params, flops = common.network_cost("fcrn50_s32_k1_d1", 512)
   assert params == 23_508_032 + 2048 * 21 + 21
   expected = 2 * 3.86e9 * (512 / 224) ** 2
   assert 0.96 * expected < flops < expected

@@ -5,7 +5,8 @@
       --set=workdir=runs/nuclei,split=part_val,data=DIR,images=60
 
 The network runs once per image; each row changes what it names of the
-workdir's settings. `ms` is the grouping's time per image, masks included.
+workdir's settings. Options: workdir, split, data (a folder), images. `ms` is
+the grouping's time per image, masks included.
 """
 
 import dataclasses

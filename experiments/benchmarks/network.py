@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import common
 from experiments.benchmarks import timing
 from fcrn_jax import models
 
@@ -91,7 +92,7 @@ def _compare(name, size, settings):
 
 def rows_of(name, size, settings, seconds, memory) -> list[dict]:
   """Rows from {(side, pass): seconds} and {(side, pass): MiB}."""
-  flops = forward_flops(name, size) * settings["batch"]
+  flops = common.network_cost(name, size)[1] * settings["batch"]
   peak = timing.peak_flops(jax.devices()[0].device_kind)
   rows = []
   for (side, which), value in seconds.items():
@@ -110,14 +111,6 @@ def rows_of(name, size, settings, seconds, memory) -> list[dict]:
       "memory_mib": memory.get((side, which), ""),
     })  # fmt: skip
   return rows
-
-
-def forward_flops(name: str, size: int) -> float:
-  """Operations of one image's forward pass, by XLA's count of the program."""
-  model = models.create(name, {"semantic": CLASSES})
-  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), images)
-  return jax.jit(model.apply).lower(variables, images).cost_analysis()["flops"]
 
 
 def _jax_calls(name, images, dtype, memory):

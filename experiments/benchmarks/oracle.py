@@ -7,7 +7,8 @@ shapes and on the samples in $FCRN_DATA (default ../shared/data) that are
 there. `small` is the share of the instances missed at IoU 0.5 that have less
 than four cells, `same_box` that of those whose box overlaps another one of
 their category with IoU above 0.5: what no grouping of these maps can tell
-apart. With pictures=DIR the worst images are drawn there.
+apart. Options: images, strides (joined by "+"); with pictures=DIR the worst
+images are drawn there.
 """
 
 import os

@@ -9,7 +9,8 @@ minutes=45,workdirs=runs/nuclei
 Every peer trains from random weights for `minutes` by its makers' published
 recipe, on its own choice of thresholds, made on a tenth of the training
 images. Accuracy and time as of experiments.evaluate, after one unmeasured
-image. `workdirs` adds networks of ours, joined by "+", as they are.
+image; `images` of the val list, default all. `workdirs` adds networks of ours,
+joined by "+", as they are.
 
 stardist: its notebook for 2D (32 rays, grid 2, flips, turns, intensity),
 needs `pip install stardist tensorflow`. maskrcnn: torchvision's
@@ -17,6 +18,7 @@ maskrcnn_resnet50_fpn_v2. fcn, deeplab: torchvision's ResNet-50 ones with
 auxiliary loss and the reference script's optimizer, scales and crops.
 """
 
+import functools
 import json
 import pathlib
 import resource
@@ -83,7 +85,8 @@ def _minutes(workdir: str) -> float:
 def _score(predict: Callable, examples: list, num_classes: int) -> dict:
   """Scores of predict(image) -> category map, label map, classes, scores.
 
-  The category map or the other three may be None.
+  The category map or the other three may be None. peak_mib is the process's so
+  far, training included: the first network's alone.
   """
   matrix = np.zeros((num_classes, num_classes), np.int64)
   evaluator, seconds = metrics.InstanceEvaluator(num_classes), 0.0
@@ -95,7 +98,7 @@ def _score(predict: Callable, examples: list, num_classes: int) -> dict:
     truth = example["semantic"]
     if semantic is not None:
       matrix += metrics.confusion(truth, semantic, num_classes)
-    if labels is not None and len(example.get("classes", ())):
+    if labels is not None and "instances" in example:
       evaluator.add(
         labels, classes, scores, example["instances"], example["classes"],
         truth == IGNORE if (truth == IGNORE).any() else None,
@@ -117,6 +120,16 @@ def _split(dataset) -> tuple[list[int], list[int]]:
   return order[held:], order[:held]
 
 
+def _augment(image, labels, rng):
+  turns, flip = rng.integers(4), rng.integers(2)
+  image, labels = np.rot90(image, turns), np.rot90(labels, turns)
+  if flip:
+    image, labels = image[::-1], labels[::-1]
+  image = image * rng.uniform(0.6, 2) + rng.uniform(-0.2, 0.2)
+  noise = 0.02 * rng.uniform() * rng.normal(size=image.shape)
+  return image + noise, labels
+
+
 def stardist(train, minutes: float) -> tuple[Callable, int]:
   """Trains StarDist; predict and the number of steps."""
   import keras
@@ -132,17 +145,6 @@ def stardist(train, minutes: float) -> tuple[Callable, int]:
     examples = [train[i] for i in indices]
     images = [gray(example["image"]) for example in examples]
     return images, [fill_label_holes(e["instances"]) for e in examples]
-
-  rng = np.random.default_rng(0)
-
-  def augment(image, labels):
-    turns, flip = rng.integers(4), rng.integers(2)
-    image, labels = np.rot90(image, turns), np.rot90(labels, turns)
-    if flip:
-      image, labels = image[::-1], labels[::-1]
-    image = image * rng.uniform(0.6, 2) + rng.uniform(-0.2, 0.2)
-    noise = 0.02 * rng.uniform() * rng.normal(size=image.shape)
-    return image + noise, labels
 
   deadline = time.perf_counter() + 60 * minutes
   steps = 0
@@ -173,7 +175,7 @@ def stardist(train, minutes: float) -> tuple[Callable, int]:
     images,
     labels,
     validation_data=(held_images, held_labels),
-    augmenter=augment,
+    augmenter=functools.partial(_augment, rng=np.random.default_rng(0)),
     seed=0,
   )
   model.optimize_thresholds(held_images, held_labels)
@@ -184,6 +186,32 @@ def stardist(train, minutes: float) -> tuple[Callable, int]:
     return (found > 0), found, np.ones(len(scores), np.int32), scores
 
   return predict, steps
+
+
+def _samples(train, indices: list[int], tensor: Callable) -> Iterator:
+  """Endless flipped images and targets for torchvision's detectors."""
+  import torch
+
+  rng = np.random.default_rng(0)
+  while True:
+    example = train[indices[rng.integers(len(indices))]]
+    image, labels = example["image"], example["instances"]
+    for axis in (0, 1):
+      if rng.integers(2):
+        image, labels = np.flip(image, axis), np.flip(labels, axis)
+    ids = np.setdiff1d(labels, [0])
+    if not len(ids):
+      continue
+    masks = labels[None] == ids[:, None, None]
+    image = tensor(image)
+    yield (
+      image,
+      {
+        "boxes": torch.tensor([_box(mask) for mask in masks]).to(image),
+        "labels": torch.tensor(example["classes"][ids - 1]).long(),
+        "masks": torch.tensor(masks).to(torch.uint8),
+      },
+    )
 
 
 def maskrcnn(train, minutes: float) -> tuple[Callable, int]:
@@ -208,32 +236,12 @@ def maskrcnn(train, minutes: float) -> tuple[Callable, int]:
     image = np.ascontiguousarray(image.transpose(2, 0, 1))
     return torch.tensor(image, device=device).float() / 255
 
-  rng = np.random.default_rng(0)
-
-  def sample():
-    while True:
-      example = train[inside[rng.integers(len(inside))]]
-      image, labels = example["image"], example["instances"]
-      for axis in (0, 1):
-        if rng.integers(2):
-          image, labels = np.flip(image, axis), np.flip(labels, axis)
-      ids = np.unique(labels)
-      masks = labels[None] == ids[ids > 0][:, None, None]
-      boxes = [_box(mask) for mask in masks]
-      good = [i for i, b in enumerate(boxes) if b[2] > b[0] and b[3] > b[1]]
-      if good:
-        break
-    return tensor(image), {
-      "boxes": torch.tensor([boxes[i] for i in good], device=device).float(),
-      "labels": torch.tensor(
-        example["classes"][ids[ids > 0] - 1][good], device=device
-      ).long(),
-      "masks": torch.tensor(masks[good], device=device).to(torch.uint8),
-    }
+  samples = _samples(train, inside, tensor)
 
   def batch_loss():
-    images, targets = zip(*(sample() for _ in range(2)), strict=True)
-    return sum(net(list(images), list(targets)).values())
+    images, targets = zip(*(next(samples) for _ in range(2)), strict=True)
+    targets = [{k: v.to(device) for k, v in t.items()} for t in targets]
+    return sum(net(list(images), targets).values())
 
   sgd = torch.optim.SGD(
     [p for p in net.parameters() if p.requires_grad],
@@ -247,11 +255,11 @@ def maskrcnn(train, minutes: float) -> tuple[Callable, int]:
     found = {name: value.cpu().numpy() for name, value in found.items()}
     keep = found["scores"] > (chosen if floor is None else floor)
     masks = found["masks"][keep, 0] > 0.5
+    nothing = np.zeros((1, *image.shape[:2]), bool)
     # The best one has the pixel.
-    first = np.where(masks.any(0), masks.argmax(0) + 1, 0)
-    return (
-      None, first, found["labels"][keep], found["scores"][keep],
-    )  # fmt: skip
+    labels = np.concatenate([nothing, masks])
+    labels = np.where(labels.any(0), labels.argmax(0), 0)
+    return None, labels, found["labels"][keep], found["scores"][keep]
 
   def held_score(floor):
     def fixed(image):

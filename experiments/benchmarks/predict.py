@@ -1,4 +1,8 @@
-"""Seconds and memory from an image to its Result, by size of the image.
+"""Seconds and memory from an image to its Result.
+
+With workdir=W,images=GLOB: milliseconds per image of every stage, each image
+by itself, and of the whole folder as experiments.predict does it, batched,
+with threads that read and write. Else by size of made-up images:
 
 Images are full of discs whose pixels spell out their boxes, so that the
 network's maps can be true, as after training, whatever its weights; the
@@ -7,21 +11,26 @@ ascending: memory is the process's peak so far), pitch (pixels a disc),
 repeats, tile, overlap.
 """
 
+import functools
 import resource
+import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import predict
 from fcrn_jax import inference, instances, models
-from fcrn_jax.predictor import Predictor
+from fcrn_jax.predictor import Predictor, grouping
 
 
 def run(options: dict) -> list[dict]:
-  """One row a size; the first call, with compilation, is its own column."""
+  """One row a stage, or a size; what compiles is a column of its own."""
+  if "workdir" in options:
+    return _stages(options["workdir"], options["images"])
   name = options.get("name", "fcrn18_s4_k3_d6")
-  sizes = options.get("sizes", "256 512 1024 2048").split()
+  sizes = options.get("sizes", "256+512+1024+2048").split("+")
   pitch = int(options.get("pitch", 40))
   repeats = int(options.get("repeats", 3))
   views = inference.Options(
@@ -32,13 +41,70 @@ def run(options: dict) -> list[dict]:
     name, {"semantic": 2, "boxes": 1}, width=int(options.get("width", 16))
   )
   apply_fn = true_maps_at_its_cost(model)
-  grouping = instances.Options(max_instances=4096)
+  settings = instances.Options(max_instances=4096)
   predictor = Predictor(
-    apply_fn, model.stride, ("disc",), views=views, options=grouping
+    apply_fn, model.stride, ("disc",), views=views, options=settings
   )
   return [
     {"network": name, **measure(predictor, apply_fn, int(side), pitch, repeats)}
     for side in sizes
+  ]
+
+
+def _stages(workdir: str, pattern: str) -> list[dict]:
+  """Stages of real files; the first round, which compiles, is not counted."""
+  predictor = Predictor.load(workdir)
+  files = predict.find_images(pattern)
+  network, stages = predictor.apply_fn, {}
+
+  def timed(stage, function, *arguments):
+    start = time.perf_counter()
+    out = jax.block_until_ready(function(*arguments))
+    spent = time.perf_counter() - start
+    stages[stage] = stages.get(stage, 0.0) + spent
+    return out
+
+  def one(path, directory):
+    image = timed("decode", predict.read, path)
+    maps = timed("maps", predictor.maps, image)
+    padded = jax.tree.map(
+      lambda x: jnp.asarray(x[0]), grouping.pad(maps, predictor.stride)
+    )
+    find = functools.partial(instances.find, stride=predictor.stride)
+    if maps.boxes is not None:
+      timed("voting", find, *padded, predictor.options)
+    result = timed("grouping", predictor.group, maps, image)
+    timed("write", result.save, directory, path.stem)
+    timed("predictor(image)", predictor, image)
+
+  with tempfile.TemporaryDirectory() as directory:
+    for _ in range(2):
+      stages.clear()
+      predictor.apply_fn = network
+      for path in files.values():
+        one(path, directory)
+    # Once more to tell the network from the rest of the maps.
+    predictor.apply_fn = lambda *x: timed("network", network, *x)
+    for path in files.values():
+      predictor.maps(predict.read(path))
+    predictor.apply_fn = network
+    for _ in range(2):
+      start = time.perf_counter()
+      predict.predict_files(predictor, files, directory, explain=False)
+      folder = time.perf_counter() - start
+  found = {
+    "decode": stages["decode"],
+    "network": stages["network"],
+    "preprocessing and views": stages["maps"] - stages["network"],
+    "voting": stages.get("voting", 0.0),
+    "masks": stages["grouping"] - stages.get("voting", 0.0),
+    "write": stages["write"],
+    "predictor(image), neither read nor written": stages["predictor(image)"],
+    "folder, read and written": folder,
+  }
+  return [
+    {"stage": stage, "ms_per_image": 1e3 * seconds / len(files)}
+    for stage, seconds in found.items()
   ]
 
 

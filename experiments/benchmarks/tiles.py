@@ -5,7 +5,8 @@
       --set=workdir=runs/nuclei,side=10000
 
 For images that fit whole: the largest difference of the maps, and the share
-of pixels with another label, by tile and overlap. With side=N a mosaic of the
+of pixels with another label, by tile and overlap (options: workdir, split,
+data, images). With side=N a mosaic of the
 split's images of N x N pixels, memory-mapped, goes through in tiles: time and
 the largest resident memory of the process.
 """

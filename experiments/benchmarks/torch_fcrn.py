@@ -45,6 +45,8 @@ class TorchFCRN(nn.Module):
   def __init__(self, name, classes, stride_in_1x1=True):
     super().__init__()
     spec = fcrn_spec(name)
+    if spec.depth < 50:
+      raise ValueError(f"{name} has no bottlenecks; expected fcrn50 or deeper.")
     stem, pool, *downs = down_samplings(spec.stride)
     self.conv1 = nn.Conv2d(3, 64, 7, stem.stride, 3, bias=False)
     self.bn1 = nn.BatchNorm2d(64)
@@ -89,12 +91,12 @@ def torchvision_segmentation(name, classes, **options):
   torchvision does not fit torch's.
   """
   try:
-    torch.ops.torchvision.nms  # noqa: B018
-  except (AttributeError, RuntimeError):
+    from torchvision.models import segmentation
+  except RuntimeError:
     library = torch.library.Library("torchvision", "DEF")
     for operator in _TORCHVISION_OPERATORS:
       library.define(f"{operator}(Tensor a) -> Tensor")
-  from torchvision.models import segmentation
+    from torchvision.models import segmentation
 
   create = getattr(segmentation, name)
   return create(

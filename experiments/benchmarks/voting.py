@@ -220,15 +220,18 @@ def _box_peers() -> dict[str, Callable | None]:
   try:
     import torch
 
-    peers["torch loop"] = lambda *c: _torch_nms(torch, *c)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def on_device(arrays):
+      return [torch.from_numpy(array).to(device) for array in arrays]
+
+    peers["torch loop"] = lambda *c: _torch_nms(torch, *on_device(c))
     import torchvision
 
     torchvision.ops.nms(torch.zeros((1, 4)), torch.zeros(1), 0.5)
-    peers["torchvision nms"] = lambda boxes, scores, group: (
-      torchvision.ops.batched_nms(
-        *map(torch.from_numpy, (boxes, scores, group)), 0.5
-      )
-    )
+    peers["torchvision nms"] = lambda *c: torchvision.ops.batched_nms(
+      *on_device(c), 0.5
+    ).cpu()
   except (ImportError, RuntimeError):  # the CPU wheel has no compiled operators
     pass
   return peers
@@ -251,7 +254,6 @@ def _numpy_nms(boxes, scores, group):
 
 def _torch_nms(torch, boxes, scores, group):
   torch.set_num_threads(1)  # quicker for it: the tensors are small
-  boxes, scores, group = map(torch.from_numpy, (boxes, scores, group))
   order = torch.argsort(scores, descending=True, stable=True)
   area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
   boxes, area, group = boxes[order], area[order], group[order]

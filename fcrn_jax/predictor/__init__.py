@@ -66,7 +66,7 @@ class Predictor:
     input_scale: the network sees images resized by this factor.
     normalize: it sees images after transforms.normalize_intensity.
     """
-    self._apply_fn = apply_fn
+    self.apply_fn = apply_fn
     self._network_stride = network_stride
     self.categories = tuple(categories)
     self.views = views
@@ -199,7 +199,7 @@ class Predictor:
     """
     check_image(image)
     maps = inference.predict_maps(
-      self._apply_fn,
+      self.apply_fn,
       self._network_image(image),
       self._network_stride,
       self.views,
@@ -253,7 +253,7 @@ class Predictor:
     inputs = [inference.as_rgb(self._network_image(image)) for image in images]
     inputs += inputs[-1:] * (count - len(inputs))
     maps = inference.batch_maps(
-      self._apply_fn, inputs, self._network_stride, self.views
+      self.apply_fn, inputs, self._network_stride, self.views
     )
     return grouping.group_batch(
       self._in_image_pixels(maps),

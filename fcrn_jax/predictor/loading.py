@@ -141,14 +141,30 @@ def load_networks(
     str(localization or semantic),
     " and ".join(networks),
     max(steps.values()),
-    [_training_set(network.config.data) for network in networks.values()],
+    [
+      dataset_arguments(network.config.data, "train")
+      for network in networks.values()
+    ],
     chosen,
   )
 
 
-def _training_set(config):
-  path = config.path or None
-  return {"name": config.name, "split": config.train_split, "path": path}
+def dataset_arguments(config: ConfigDict, which: str) -> dict[str, Any]:
+  """What data.load takes for the `train` or `val` split of config.data."""
+  number = config[f"num_{which}"]
+  options = {"num_images": number} if number else {}
+  if config.on_error != "raise" and config.name == "folder":
+    options["on_error"] = config.on_error
+  if config.get("partial"):
+    options["partial"] = True
+  if config.get("categories"):
+    options["categories"] = config.categories
+  return {
+    "name": config.name,
+    "split": config[f"{which}_split"],
+    "path": config.path or None,
+    "options": options,
+  }
 
 
 def _check_alike(a, b):

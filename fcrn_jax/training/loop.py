@@ -14,10 +14,9 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fcrn_jax import checkpoint, data, evaluation, models, visualize
-from fcrn_jax.data import pipeline
-from fcrn_jax.predictor import Predictor
-from fcrn_jax.predictor.loading import create_model
+from fcrn_jax import checkpoint, data, evaluation, metrics, models, visualize
+from fcrn_jax.data import check, pipeline
+from fcrn_jax.predictor import Predictor, loading
 from fcrn_jax.training import optimizer, parallel, step, writers
 from fcrn_jax.types import Preprocessing
 
@@ -33,16 +32,30 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
       eval_<split>.json and samples/.
 
   Returns:
-    The scores of eval_<split>.json.
+    The scores of eval_<split>.json; nothing where there are none: boxes alone,
+    or a run that was told to stop early.
 
   Raises:
     ValueError: bad settings or data, or a workdir of another network.
     FloatingPointError: the loss is no longer finite.
   """
   workdir = pathlib.Path(workdir)
-  train(config, workdir)
+  metrics.InstanceEvaluator(2, config.protocol)  # refuses an unknown one
+  scored = "semantic" in config.model.heads
+  if scored:
+    dataset = load_split(config, "val")
+    check.refuse_leak(load_split(config, "train"), dataset)
+  state = train(config, workdir)
+  if int(state.step) < config.num_steps:
+    logging.info("stopped at step %d; the same command goes on", state.step)
+    return {}
+  if not scored:
+    print(
+      "a network of boxes is evaluated with one of categories: python -m"
+      f" experiments.evaluate --semantic=WORKDIR --localization={workdir}"
+    )
+    return {}
   predictor = Predictor.load(workdir)
-  dataset = load_split(config, "val")
   scores = evaluation.evaluate(
     predictor,
     dataset,
@@ -60,20 +73,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
 
 def load_split(config: ConfigDict, which: str):
   """The data set's `train` or `val` split as the config names it."""
-  num_images = config.data[f"num_{which}"]
-  options = {"num_images": num_images} if num_images else {}
-  if config.data.on_error != "raise" and config.data.name == "folder":
-    options["on_error"] = config.data.on_error
-  if config.data.get("partial"):
-    options["partial"] = True
-  if config.data.get("categories"):
-    options["categories"] = config.data.categories
-  return data.load(
-    config.data.name,
-    split=config.data[f"{which}_split"],
-    path=config.data.path or None,
-    options=options,
-  )
+  return data.load(**loading.dataset_arguments(config.data, which))
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
@@ -81,9 +81,18 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
   workdir = pathlib.Path(workdir)
   main_process = jax.process_index() == 0
   dataset = load_split(config, "train")
+  if "boxes" in config.model.heads and not dataset.has_instances:
+    raise ValueError(
+      f"{dataset.name} {dataset.split!r} has no instances to learn boxes from;"
+      " set --config.model.heads='(\"semantic\",)', or add SegmentationObject."
+    )
+  if config.eval_every and "semantic" not in config.model.heads:
+    raise ValueError(
+      "config.eval_every needs a network of categories; set it to 0."
+    )
   with config.unlocked():
     config.categories = tuple(dataset.categories)
-  model = create_model(config)
+  model = loading.create_model(config)
   learning_rate = optimizer.schedule(
     config.optim.schedule,
     config.optim.lr,
@@ -129,7 +138,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
   # The devices of one CPU share threads: two steps under way at once can each
   # hold those that the other's collectives wait for.
   wait_each_step = jax.default_backend() == "cpu"
-  averages, clock = None, time.perf_counter()
+  averages, clock, counted = None, time.perf_counter(), start
   progress = tqdm(
     total=config.num_steps,
     initial=start,
@@ -157,17 +166,18 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
             f" of step {checkpointer.latest_step}."
           )
         averages, seconds = None, time.perf_counter() - clock
-        steps = now % config.log_every or config.log_every
+        steps, counted = now - counted, now
         scalars["lr"] = float(learning_rate(now - 1))
         scalars["images_per_second"] = steps * config.batch_size / seconds
         writer.write(now, scalars)
         progress.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
-        clock = time.perf_counter()
       if now % config.checkpoint_every == 0 or last:
         checkpointer.save(now, state, batches.get_state())
       if config.eval_every and now % config.eval_every == 0:
         checkpointer.wait()
         writer.write(now, _validate(config, workdir))
+      if now == counted:  # logged, saved and evaluated: not training's time
+        clock = time.perf_counter()
       if last:
         break
   checkpointer.close()
