@@ -208,6 +208,28 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     loop.train(config, tmp_path)
 
 
+def test_boxes_alone_train_and_are_not_scored(tmp_path, capsys):
+  changes = {"model.heads": ("boxes",), "num_steps": 2}
+  assert loop.train_and_evaluate(tiny_config(**changes), tmp_path) == {}
+  assert f"--localization={tmp_path}" in capsys.readouterr().out
+  with pytest.raises(ValueError, match="eval_every needs"):
+    loop.train(tiny_config(**changes, eval_every=1), tmp_path)
+
+
+def test_what_evaluation_would_refuse_is_refused_first(tmp_path, monkeypatch):
+  # A ValueError, or in tests that of beartype.
+  with pytest.raises(Exception, match="protocol"):
+    loop.train_and_evaluate(tiny_config(protocol="voc"), tmp_path)
+  same = tiny_config(**{"data.val_split": "train"})
+  with pytest.raises(ValueError, match="its scores there mean nothing"):
+    loop.train_and_evaluate(same, tmp_path)
+  dataset = loop.load_split(tiny_config(), "train")
+  monkeypatch.setattr(type(dataset), "has_instances", False)
+  with pytest.raises(ValueError, match="no instances to learn boxes from"):
+    loop.train(tiny_config(), tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
 def test_workdir_without_config_or_checkpoint_is_named(tmp_path):
   with pytest.raises(ValueError, match=r"has no config\.json"):
     checkpoint.restore_for_inference(tmp_path)
