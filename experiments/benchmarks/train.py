@@ -7,8 +7,9 @@
 Preprocessing, network with running statistics (as the paper's authors train),
 the hardest 512 pixels of each crop, gradients, SGD with momentum and weight
 decay. Ours is the step that experiments.train runs, over all devices; torch's
-is channels_last, on a GPU also compiled. Options as of the network benchmark;
-the batch's default is one image a core on a CPU.
+is channels_last, on a GPU also compiled. Options as of the network benchmark
+(names, sizes, batch, dtype, repeats, sides, compile_mode); the batch's default
+is one image a core on a CPU.
 """
 
 import os

@@ -38,7 +38,7 @@ CASES = {
   "cityscapes": Case(1, (256, 512), 8, 30, (8, 80), 100, 80, "find"),
   "nuclei": Case(1, (2048, 2048), 1, 3000, (15, 45), 4096, 3000, "find"),
 }
-_SLOW = 1e10  # candidates x keepers of a peer that would take minutes
+_SLOW = 1e9  # candidates x keepers of a peer that would take minutes
 
 
 def run(options: dict[str, str]) -> list[dict]:
