@@ -42,12 +42,16 @@ def run(options: dict) -> list[dict]:
     dataset = data.load(kind, split, path)
     examples = [dataset[i] for i in range(min(number, len(dataset)))]
     for stride in strides:
-      row = _row(examples, dataset, stride, grouping, options.get("pictures"))
+      row, worst = _row(examples, dataset, stride, grouping)
+      if "pictures" in options and worst:
+        path = pathlib.Path(options["pictures"]) / f"{name}_stride{stride}.png"
+        _draw(path, *worst)
       rows.append({"data": name, "images": len(examples), **row})
   return rows
 
 
-def _row(examples, dataset, stride, options, pictures):
+def _row(examples, dataset, stride, options):
+  """The row, and the example and result that miss the largest share."""
   evaluator = metrics.InstanceEvaluator(len(dataset.categories) + 1)
   missed, total, worst = [], 0, (1, None)
   for example in examples:
@@ -59,12 +63,6 @@ def _row(examples, dataset, stride, options, pictures):
     missed += lost
     if number and 1 - len(lost) / number < worst[0]:
       worst = 1 - len(lost) / number, (example, result)
-  if pictures and worst[1]:
-    example, result = worst[1]
-    picture = visualize.overlay(example["image"], result)
-    path = pathlib.Path(pictures) / f"{dataset.name}_stride{stride}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    visualize.save(path, picture)
   scores = evaluator.result("sds") | evaluator.result("matching")
   missed = np.array(missed or [(0, 0)])
   return {
@@ -76,7 +74,20 @@ def _row(examples, dataset, stride, options, pictures):
     },
     "small": float(missed[:, 0].mean()),
     "same_box": float(missed[:, 1].mean()),
-  }
+  }, worst[1]
+
+
+def _draw(path, example, result):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  truth = visualize.instances(
+    example["image"], example["instances"], example["classes"]
+  )
+  found = visualize.overlay(example["image"], result)
+  missed = visualize.errors(
+    example["image"], result.label_map, example["instances"]
+  )
+  titles = ["truth", "grouped", "green right, red wrong, yellow missed"]
+  visualize.save(path, visualize.panel([truth, found, missed], titles))
 
 
 def _missed(example, result, stride):
