@@ -162,7 +162,7 @@ def test_evaluate_and_tune(workdir, cache):
 def test_benchmark_of_prediction_finds_what_it_drew():
   from experiments.benchmarks import predict
 
-  options = {"name": "fcrn_tiny", "sizes": "96 160", "tile": "128",
+  options = {"name": "fcrn_tiny", "sizes": "96+160", "tile": "128",
              "overlap": "32", "repeats": "1"}  # fmt: skip
   rows = predict.run(options)
   assert [row["found"] for row in rows] == [9, 16]

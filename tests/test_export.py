@@ -33,6 +33,7 @@ def write_workdir(folder, heads=("semantic", "boxes"), seed=0):
   config.model.heads = heads
   config.model.box_unit = 16.0
   config.preprocessing = {**BGR, "channel_order": "bgr"}
+  config.instances.min_extent = 0.0  # what random weights find has none
   config.data.name = "shapes"
   config.inference.tile = 128
   config.inference.tile_overlap = 32
