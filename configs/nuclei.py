@@ -17,7 +17,7 @@ from configs import default
 
 
 def get_config(edition: str = "minutes") -> ConfigDict:
-  """What four CPU cores train in ten minutes, in an "hour", or one "gpu"."""
+  """What four CPU cores train in 15 minutes, in an "hour", or one "gpu"."""
   default.check_row(edition, ("minutes", "hour", "gpu"))
   config = default.get_config().unlock()
   config.model.name = "fcrn18_s4_k3_d2"
