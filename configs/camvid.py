@@ -17,7 +17,7 @@ from configs import default
 def get_config(edition: str = "cpu") -> ConfigDict:
   """What four CPU cores train in an hour, or with "gpu" one large GPU."""
   default.check_row(edition, ("cpu", "gpu"))
-  config = default.get_config().unlock()
+  config = default.from_random_weights()
   config.model.heads = ("semantic",)
   config.model.batch_norm = "synced"
   config.data.path = os.environ.get("CAMVID", "../shared/data/camvid")
@@ -25,23 +25,12 @@ def get_config(edition: str = "cpu") -> ConfigDict:
   config.data.brightness = 0.1
   config.data.contrast = 0.2
   config.data.cache = True
-  # From random weights every pixel is hard: the hardest few alone teach
-  # nothing but uniform scores.
-  config.loss.k = 0
-  config.optim.name = "adamw"
-  config.optim.schedule = "cosine"
-  config.optim.weight_decay = 1e-2
   config.inference.flip = True
   if edition == "gpu":
+    default.use_large_gpu(config)
     config.model.name = "fcrn50_s4_k3_d2"
-    config.model.dtype = "bfloat16"
     config.data.crop = (320, 416)
-    config.data.num_workers = 12
-    config.batch_size = 16
     config.num_steps = 10_000
-    config.optim.lr = 2e-3
-    config.optim.warmup_steps = 500
-    config.ema = 0.999
   else:
     config.model.name = "fcrn18_s8_k3_d2"
     config.model.width = 32

@@ -120,6 +120,29 @@ def caffe() -> ConfigDict:
   return config
 
 
+def from_random_weights() -> ConfigDict:
+  """The settings, unlocked, for training without weights to start from."""
+  config = get_config().unlock()
+  # Every pixel is hard then: the hardest few alone teach nothing but uniform
+  # scores.
+  config.loss.k = 0
+  config.loss.box_k = 0
+  config.optim.name = "adamw"
+  config.optim.schedule = "cosine"
+  config.optim.weight_decay = 1e-2
+  return config
+
+
+def use_large_gpu(config: ConfigDict) -> None:
+  """Batch, precision and optimizer for one large GPU; not run yet."""
+  config.model.dtype = "bfloat16"
+  config.data.num_workers = 12
+  config.batch_size = 16
+  config.optim.lr = 2e-3
+  config.optim.warmup_steps = 500
+  config.ema = 0.999
+
+
 def check_row(arg: str, rows) -> None:
   """Refuses a config argument that is no row of a table."""
   if arg not in rows:

@@ -19,7 +19,7 @@ from configs import default
 def get_config(edition: str = "minutes") -> ConfigDict:
   """What four CPU cores train in 15 minutes, in an "hour", or one "gpu"."""
   default.check_row(edition, ("minutes", "hour", "gpu"))
-  config = default.get_config().unlock()
+  config = default.from_random_weights()
   config.model.name = "fcrn18_s4_k3_d2"
   config.model.width = 16
   config.model.batch_norm = "synced"
@@ -34,19 +34,12 @@ def get_config(edition: str = "minutes") -> ConfigDict:
   config.data.normalize = True
   config.data.gamma = 0.3
   config.data.cache = True
-  # From random weights every pixel is hard: the hardest few alone teach
-  # nothing but uniform scores.
-  config.loss.k = 0
-  config.loss.box_k = 0
   config.loss.box_unit = 4.0
   config.loss.box_weight = 0.05
   config.batch_size = 8
   config.num_steps = 1150
-  config.optim.name = "adamw"
   config.optim.lr = 3e-3
-  config.optim.schedule = "cosine"
   config.optim.warmup_steps = 50
-  config.optim.weight_decay = 1e-2
   config.ema = 0.99
   config.log_every = 50
   config.checkpoint_every = 500
@@ -61,13 +54,8 @@ def get_config(edition: str = "minutes") -> ConfigDict:
     config.num_steps = 6400
     config.ema = 0.998
   elif edition == "gpu":
+    default.use_large_gpu(config)
     config.model.name = "fcrn34_s4_k3_d2"
     config.model.width = 64
-    config.model.dtype = "bfloat16"
-    config.data.num_workers = 12
-    config.batch_size = 16
     config.num_steps = 12_000
-    config.optim.lr = 2e-3
-    config.optim.warmup_steps = 500
-    config.ema = 0.999
   return config.lock()

@@ -10,7 +10,7 @@ from configs import default
 
 def get_config() -> ConfigDict:
   """A small stride-4 network from random weights."""
-  config = default.get_config().unlock()
+  config = default.from_random_weights()
   config.model.name = "fcrn_tiny"
   config.model.width = 256
   config.model.batch_norm = "synced"
@@ -18,17 +18,10 @@ def get_config() -> ConfigDict:
   config.data.name = "shapes"
   config.data.crop = (96, 96)
   config.data.scale = (1.0, 1.0)
-  # From random weights every pixel is hard: the hardest few alone teach
-  # nothing but uniform scores.
-  config.loss.k = 0
-  config.loss.box_k = 0
   config.batch_size = 8
   config.num_steps = 4200
-  config.optim.name = "adamw"
   config.optim.lr = 4e-3
-  config.optim.schedule = "cosine"
   config.optim.warmup_steps = 50
-  config.optim.weight_decay = 1e-2
   config.ema = 0.99
   config.instances.num_masks = 1
   config.inference.flip = True

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 
 
@@ -63,9 +64,6 @@ def network_cost(name: str, size: int) -> tuple[int, float]:
 
   XLA counts the operations of the program; nothing is allocated or run.
   """
-  import jax
-  import jax.numpy as jnp
-
   from fcrn_jax import models
 
   model = models.create(name, {"semantic": 21})

@@ -19,6 +19,8 @@ import numpy as np
 from fcrn_jax import boxes as box_algebra
 from fcrn_jax import data, evaluation, instances, metrics, visualize
 from fcrn_jax.data import transforms
+from fcrn_jax.metrics import protocols
+from fcrn_jax.types import IGNORE
 
 _ROOT = pathlib.Path(os.environ.get("FCRN_DATA", "../shared/data"))
 _SOURCES = {
@@ -57,7 +59,7 @@ def _row(examples, dataset, stride, options):
   for example in examples:
     result = evaluation.perfect_result(example, stride, options)
     evaluation.add_instances(evaluator, result, example, count_void=False)
-    lost = _missed(example, result, stride)
+    lost = _missed(example, evaluator.images[-1], stride)
     number = len(example["classes"])
     total += number
     missed += lost
@@ -90,22 +92,18 @@ def _draw(path, example, result):
   visualize.save(path, visualize.panel([truth, found, missed], titles))
 
 
-def _missed(example, result, stride):
-  """(small, same box) of the true instances without a mask of IoU > 0.5."""
-  truth, found = example["instances"], result.label_map
-  boxes = transforms.instance_boxes(truth, len(example["classes"]))
+def _missed(example, image, stride):
+  """(small, same box) of the true instances that no mask meets at IoU 0.5.
+
+  image: the example as the evaluator keeps it, without what is all void.
+  """
+  known = example["instances"][example["semantic"] != IGNORE]
+  areas = np.bincount(known, minlength=len(example["classes"]) + 1)[1:]
+  boxes = transforms.instance_boxes(example["instances"], len(areas))
   overlaps = box_algebra.iou(boxes[:, None], boxes[None])
   np.fill_diagonal(overlaps, 0)
   same = example["classes"][:, None] == example["classes"][None]
   shared = np.where(same, overlaps, 0).max(axis=1, initial=0)
-  areas = np.bincount(found.ravel(), minlength=1)
-  lost = []
-  for index in range(len(example["classes"])):
-    mask = truth == index + 1
-    hits = np.bincount(found[mask], minlength=1)
-    hits[0] = 0
-    union = mask.sum() + areas[: len(hits)] - hits
-    if not mask.any() or (hits / np.maximum(union, 1)).max() > 0.5:
-      continue
-    lost.append((mask.sum() < 4 * stride**2, shared[index] > 0.5))
-  return lost
+  _, found = protocols.match(image.ious, 0.5)
+  lost = np.delete(np.flatnonzero(areas), found)
+  return [(areas[i] < 4 * stride**2, shared[i] > 0.5) for i in lost]

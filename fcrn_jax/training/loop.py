@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +43,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   workdir = pathlib.Path(workdir)
   metrics.InstanceEvaluator(2, config.protocol)  # refuses an unknown one
   scored = "semantic" in config.model.heads
+  training_set = load_split(config, "train")
   if scored:
     dataset = load_split(config, "val")
-    check.refuse_leak(load_split(config, "train"), dataset)
-  state = train(config, workdir)
+    check.refuse_leak(training_set, dataset)
+  state = train(config, workdir, training_set)
   if int(state.step) < config.num_steps:
     logging.info("stopped at step %d; the same command goes on", state.step)
     return {}
@@ -76,11 +78,17 @@ def load_split(config: ConfigDict, which: str):
   return data.load(**loading.dataset_arguments(config.data, which))
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike) -> step.TrainState:
-  """Trains to config.num_steps and returns the last state."""
+def train(
+  config: ConfigDict, workdir: str | os.PathLike, dataset: Any = None
+) -> step.TrainState:
+  """Trains to config.num_steps and returns the last state.
+
+  dataset: the config's training images where they are loaded already.
+  """
   workdir = pathlib.Path(workdir)
   main_process = jax.process_index() == 0
-  dataset = load_split(config, "train")
+  if dataset is None:
+    dataset = load_split(config, "train")
   if "boxes" in config.model.heads and not dataset.has_instances:
     raise ValueError(
       f"{dataset.name} {dataset.split!r} has no instances to learn boxes from;"
