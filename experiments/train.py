@@ -34,7 +34,6 @@ def main(argv):
 
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
-  common.use_all_cores(_CONFIG.value.batch_size)
   common.start()
   try:
     loop.train_and_evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value))

@@ -194,3 +194,14 @@ def test_synced_norm_sees_the_batch_of_all_devices():
       stats,
       whole_stats,
     )
+
+
+def test_add_relu_is_relu_of_the_sum():
+  rng = np.random.default_rng(0)
+  x, y, dy = rng.normal(size=(3, 1, 9, 9, 4)).astype(np.float32)
+  x[0, 0], y[0, 0] = 0, 0
+  expected, backward = jax.vjp(lambda x, y: nn.relu(x + y), x, y)
+  actual, backward_of_ours = jax.vjp(layers.add_relu, x, y)
+  np.testing.assert_array_equal(actual, expected)
+  for ours, theirs in zip(backward_of_ours(dy), backward(dy), strict=True):
+    np.testing.assert_array_equal(ours, theirs)

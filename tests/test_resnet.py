@@ -1,6 +1,7 @@
 """The backbones: dilation rule, exactness across strides, known sizes."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -143,3 +144,17 @@ def test_remat_changes_nothing():
 
     grads.append(jax.jit(jax.grad(loss))(variables["params"]))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
+
+
+def test_blocks_are_computed_once():
+  # XLA's CPU program must not compute a block's output anew for each reader,
+  # through the sums of all blocks before it.
+  network = ResNet(34, output_stride=8, width=8)
+  x = jnp.zeros((1, 64, 64, 3))
+  variables = network.init(jax.random.key(0), x, False)
+  forward = jax.jit(lambda variables, x: network.apply(variables, x, False))
+  text = forward.lower(variables, x).compile().as_text()
+  sums = re.findall(r"= \S+ fusion\((.*?)\), kind=kLoop", text)
+  # Convolution and shortcut, each with scale, offset and statistics.
+  assert sums
+  assert max(len(operands.split(", ")) for operands in sums) <= 10

@@ -16,7 +16,6 @@ import cv2
 import jax
 import numpy as np
 
-from experiments import common
 from experiments.benchmarks import timing, train
 from fcrn_jax import data, models
 from fcrn_jax.data import pipeline, transforms
@@ -68,7 +67,6 @@ def run(options: dict) -> list[dict]:
 
 def _consumption(network: str, crop: int, batch: int) -> float:
   """Crops per second that a training step takes on this device."""
-  common.use_all_cores(batch)
   images = np.zeros((batch, crop, crop, 3), np.uint8)
   cells = -(-crop // models.spec(network).stride)
   gpu = jax.default_backend() == "gpu"

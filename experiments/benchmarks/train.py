@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from experiments import common
 from experiments.benchmarks import network, timing
 from fcrn_jax import models
 from fcrn_jax.training import optimizer, parallel, step
@@ -31,10 +30,9 @@ K = 512
 
 def run(options: dict) -> list[dict]:
   """One row per network, size and side."""
-  cores = len(os.sched_getaffinity(0))
-  common.use_all_cores(int(options.get("batch", cores)))
   settings = network.defaults(options)
   if not settings["gpu"]:
+    cores = len(os.sched_getaffinity(0))
     settings["batch"] = int(options.get("batch", cores))
   return [
     row

@@ -101,6 +101,25 @@ def max_pool(
   return functools.reduce(jnp.maximum, windows)
 
 
+@jax.custom_jvp
+def add_relu(
+  x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+  """relu(x + y), computed once: the end of a residual block.
+
+  Of relu(x + y) itself, XLA's CPU program makes a copy for each reader, each
+  with the sums of all blocks before it (FCRN-101: 40 % of the time). It keeps
+  the result where the last operation has two large operands, as here.
+  """
+  return jnp.maximum(x, -y) + y
+
+
+@add_relu.defjvp
+def _add_relu_jvp(primals, tangents):
+  out = add_relu(*primals)
+  return out, jnp.where(out > 0, sum(tangents), 0)
+
+
 class Conv(nn.Module):
   """A convolution kernel, HWIO, without bias.
 

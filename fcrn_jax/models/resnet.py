@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from fcrn_jax.models.layers import BatchNorm, Conv, max_pool
+from fcrn_jax.models.layers import BatchNorm, Conv, add_relu, max_pool
 from fcrn_jax.types import Array
 
 # Blocks per stage; 10 is ours, for tests.
@@ -88,7 +88,7 @@ class Block(nn.Module):
       x = self._normed(x, train, (f"conv{index}", f"bn{index}"), layer)
       if index < len(layers):
         x = nn.relu(x)
-    return nn.relu(x + residual)
+    return add_relu(x, residual)
 
   def _layers(self):
     """(features, size, stride, dilation) of each convolution."""
