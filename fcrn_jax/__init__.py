@@ -9,9 +9,9 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULES = (
-  "boxes", "checkpoint", "data", "evaluation", "export", "inference",
-  "instances", "losses", "metrics", "models", "predictor", "training",
-  "types", "visualize",
+  "boxes", "checkpoint", "cpu", "data", "evaluation", "export", "inference",
+  "instances", "losses", "metrics", "models", "oracle", "predictor",
+  "training", "types", "visualize",
 )  # fmt: skip
 _NAMES = {
   "IGNORE": "types",

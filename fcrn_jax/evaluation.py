@@ -10,23 +10,19 @@ import pathlib
 import pickle
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from scipy import ndimage
 from tqdm import tqdm
 
-from fcrn_jax import checkpoint, data, instances, metrics, visualize
-from fcrn_jax.data import check, transforms
-from fcrn_jax.inference import Maps
+from fcrn_jax import checkpoint, data, metrics, visualize
+from fcrn_jax.data import check
 from fcrn_jax.metrics import protocols
-from fcrn_jax.predictor import Predictor, Result, grouping, read_ahead
+from fcrn_jax.oracle import Example, Oracle, predict
+from fcrn_jax.predictor import Predictor, Result, read_ahead
 from fcrn_jax.types import IGNORE
-
-Oracle = Literal["", "categories", "boxes", "both"]
-Example = Mapping[str, Any]
 
 # Category maps of published benchmarks have rules of their own.
 _SEMANTIC = {"voc2012_sbd": metrics.VOC, "cityscapes": metrics.CITYSCAPES}
@@ -78,14 +74,16 @@ class Scores:
 
   def result(
     self,
-    categories: tuple[str, ...],
+    names: tuple[str, ...],
     semantic: metrics.SemanticProtocol,
   ) -> dict[str, float]:
-    """All scores by name; those of connected components with a prefix."""
+    """All scores by name; those of connected components with a prefix.
+
+    names are those of the labels, 0 included.
+    """
     found = metrics.semantic_scores(
       self.confusion, semantic.absent_class, semantic.background
     )
-    names = ("background", *categories)
     scores = _flat(found, "iou", names)
     if self.ours is None:
       return scores
@@ -96,7 +94,7 @@ class Scores:
       ranked = evaluator.result("sds" if matching else self.ours.protocol)
       per_class = [name for name in ranked if name.endswith("_per_class")]
       for name in per_class:
-        ranked = _flat(ranked, name, categories)
+        ranked = _flat(ranked, name, names[1:])
       ranked |= evaluator.result("matching")
       scores |= {prefix + name: value for name, value in ranked.items()}
     return scores
@@ -175,14 +173,15 @@ def evaluate(
   )
   with bar:
     for examples in _batches(dataset, mine, predictor.batch_size):
-      results = _predict(predictor, examples, oracle)
+      results = predict(predictor, examples, oracle)
       for example, result in zip(examples, results, strict=True):
         scores.add(result, example, count_void)
       bar.update(len(examples))
   for other in _other_processes(scores):
     scores.merge(other)
   semantic = _SEMANTIC.get(dataset.name, _OWN)
-  values = scores.result(dataset.categories, semantic)
+  names = (dataset.background, *dataset.categories)
+  values = scores.result(names, semantic)
   values |= _stamp(predictor, dataset, protocol, semantic, number, oracle)
   values |= leaks
   values["worst_images"] = scores.worst(_NUM_WORST)
@@ -192,63 +191,6 @@ def evaluate(
     name = f"eval_{dataset.split}{suffix}.json"
     checkpoint.write_json(pathlib.Path(workdir) / name, values)
   return values
-
-
-def true_maps(
-  example: Example,
-  stride: int | float,
-  num_categories: int,
-  with_boxes: bool = True,
-) -> Maps:
-  """The maps of perfect networks: categories and full boxes at each cell.
-
-  Where with_boxes says that the boxes are to be used, cells of no instance
-  are background and have the box of the nearest one.
-  """
-  labels = np.where(example["semantic"] == IGNORE, 0, example["semantic"])
-  places = np.ix_(
-    *(
-      np.minimum((np.arange(math.ceil(n / stride)) + 0.5) * stride, n - 1)
-      .astype(int)
-      for n in labels.shape
-    )
-  )  # fmt: skip
-  labels, boxes = labels[places], None
-  if with_boxes:
-    owner = example["instances"][places]
-    labels = np.where(owner > 0, labels, 0)
-    table = transforms.instance_boxes(
-      example["instances"], len(example["classes"])
-    )
-    table = np.concatenate([np.zeros((1, 4), np.float32), table])
-    # A network goes on predicting a box beyond its instance's border.
-    nearest = ndimage.distance_transform_edt(
-      owner == 0, return_distances=False, return_indices=True
-    )
-    own = table[owner[tuple(nearest)]]
-    boxes = np.repeat(own[:, :, None], num_categories, axis=2)
-  return Maps(np.eye(num_categories + 1, dtype=np.float32)[labels], boxes)
-
-
-def perfect_result(
-  example: Example, stride: int | float, options: instances.Options
-) -> Result:
-  """What the grouping makes of perfect maps: its own limit at that stride."""
-  # Only the categories that are there, lest 80 box maps fill the memory; and
-  # room for a power of two, lest every number of them be compiled.
-  semantic = example["semantic"]
-  present = np.setdiff1d(semantic, [0, IGNORE])
-  table = np.zeros(256, np.uint8)
-  table[present] = np.arange(1, len(present) + 1)
-  table[IGNORE] = IGNORE
-  number = 1 << max(len(present) - 1, 0).bit_length()
-  maps = true_maps({**example, "semantic": table[semantic]}, stride, number)
-  result = grouping.group_one(maps, example["image"], options, stride, ())
-  back = np.zeros(256, np.uint8)
-  back[1 : len(present) + 1] = present
-  result.semantic = back[result.semantic]
-  result.classes = back[result.classes].astype(np.int32)
-  return result
 
 
 def table(scores: Mapping[str, Any]) -> str:
@@ -292,32 +234,6 @@ def draw(
     )
     prefix = f"{number:02}_" if numbered else ""
     visualize.save(directory / f"{prefix}{example['id']}.png", picture)
-
-
-def _predict(predictor, examples, oracle: Oracle) -> list[Result]:
-  if not oracle:
-    return predictor.predict_batch([example["image"] for example in examples])
-  if oracle == "both":
-    return [
-      perfect_result(example, predictor.stride, predictor.options)
-      for example in examples
-    ]
-  results = []
-  for example in examples:
-    maps = predictor.maps(example["image"])
-    true = true_maps(
-      example,
-      predictor.stride,
-      len(predictor.categories),
-      with_boxes=oracle == "boxes",
-    )
-    if oracle == "categories":
-      maps = Maps(true.probs, maps.boxes)
-    else:
-      known = true.probs[..., :1, None] == 0
-      maps = Maps(maps.probs, np.where(known, true.boxes, maps.boxes))
-    results.append(predictor.group(maps, example["image"]))
-  return results
 
 
 def _batches(dataset, indices, size) -> Iterator[list[Example]]:

@@ -11,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from fcrn_jax import data, evaluation, instances
+from fcrn_jax import data, evaluation, instances, oracle
 from fcrn_jax.predictor import Predictor, Result
 from fcrn_jax.types import IGNORE
 
@@ -235,7 +235,7 @@ def test_one_true_half_at_a_time():
 
 def test_true_maps_of_a_typed_out_image():
   example = Data([TRUTH])[0]
-  maps = evaluation.true_maps(example, 1, 2)
+  maps = oracle.true_maps(example, 1, 2)
   np.testing.assert_array_equal(
     maps.probs.argmax(-1), [[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 2, 0]]
   )
@@ -244,7 +244,7 @@ def test_true_maps_of_a_typed_out_image():
   # No instance: the nearest one's box.
   np.testing.assert_array_equal(maps.boxes[0, 5, 1], [1, 5, 2, 6])
   # A cell of stride 2 looks at pixel (1, 1), (1, 3) ...; 7 columns are 4.
-  coarse = evaluation.true_maps(example, 2, 2)
+  coarse = oracle.true_maps(example, 2, 2)
   np.testing.assert_array_equal(coarse.probs.argmax(-1), [[1, 1, 2, 0]])
 
 

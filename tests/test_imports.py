@@ -31,10 +31,12 @@ ALLOWED = {
   "export": {
     "types", "boxes", "models", "inference", "instances", "checkpoint",
   },
+  "oracle": {"types", "predictor", "data", "inference", "instances"},
   "evaluation": {
-    "types", "boxes", "predictor", "metrics", "data", "checkpoint",
-    "inference", "instances", "visualize",
+    "types", "predictor", "metrics", "data", "checkpoint", "oracle",
+    "visualize",
   },
+  "cpu": set(),
 }  # fmt: skip
 
 

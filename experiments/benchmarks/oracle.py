@@ -2,7 +2,7 @@
 
   python -m experiments.benchmark --what=oracle --set=images=60
 
-True categories and true boxes of each cell, see evaluation.perfect_result, on
+True categories and true boxes of each cell, see fcrn_jax.oracle, on
 shapes and on the samples in $FCRN_DATA (default ../shared/data) that are
 there. `small` is the share of the instances missed at IoU 0.5 that have less
 than four cells, `same_box` that of those whose box overlaps another one of
@@ -17,7 +17,7 @@ import pathlib
 import numpy as np
 
 from fcrn_jax import boxes as box_algebra
-from fcrn_jax import data, evaluation, instances, metrics, visualize
+from fcrn_jax import data, evaluation, instances, metrics, oracle, visualize
 from fcrn_jax.data import transforms
 from fcrn_jax.metrics import protocols
 from fcrn_jax.types import IGNORE
@@ -57,7 +57,7 @@ def _row(examples, dataset, stride, options):
   evaluator = metrics.InstanceEvaluator(len(dataset.categories) + 1)
   missed, total, worst = [], 0, (1, None)
   for example in examples:
-    result = evaluation.perfect_result(example, stride, options)
+    result = oracle.perfect_result(example, stride, options)
     evaluation.add_instances(evaluator, result, example, count_void=False)
     lost = _missed(example, evaluator.images[-1], stride)
     number = len(example["classes"])

@@ -2,7 +2,8 @@
 
 Every operation here gives a strided network and its dilated counterpart the
 same sums in the same order, so that the dense output subsampled equals the
-sparse one exactly (section 2.3 of the paper, the hole algorithm).
+sparse one exactly (section 2.3 of the paper, the hole algorithm); on a CPU
+with fcrn_jax.cpu's flags, to rounding.
 """
 
 import functools

@@ -1,8 +1,8 @@
-"""From the maps of padded images, or of a large one, to Results.
+"""From the maps of padded images to Results.
 
 `instances` works on one map; here its steps run for batches on several
-devices, cells that are padding are kept from voting, and large images are
-painted region by region.
+devices, and cells that are padding are kept from voting. `large` does the same
+for images that one program cannot hold.
 """
 
 import functools
