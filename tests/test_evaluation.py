@@ -217,7 +217,7 @@ class Blind(Predictor):
     boxes[...] = [10, 10, 60, 60]
     probs = np.zeros((*cells, len(self.categories) + 1), np.float32)
     probs[..., 2] = 1
-    return evaluation.Maps(probs, boxes)
+    return oracle.Maps(probs, boxes)
 
 
 def test_one_true_half_at_a_time():
