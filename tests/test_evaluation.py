@@ -11,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from fcrn_jax import data, evaluation, instances, oracle
+from fcrn_jax import data, evaluation, inference, instances, oracle
 from fcrn_jax.predictor import Predictor, Result
 from fcrn_jax.types import IGNORE
 
@@ -217,7 +217,7 @@ class Blind(Predictor):
     boxes[...] = [10, 10, 60, 60]
     probs = np.zeros((*cells, len(self.categories) + 1), np.float32)
     probs[..., 2] = 1
-    return oracle.Maps(probs, boxes)
+    return inference.Maps(probs, boxes)
 
 
 def test_one_true_half_at_a_time():
@@ -268,7 +268,11 @@ def test_images_of_the_training_set_are_refused():
   scores = evaluation.evaluate(
     predictor, shapes(1), oracle="both", progress=False
   )
-  assert scores["leak_check"].startswith("not done: /nowhere")
+  with pytest.raises(
+    ValueError, match=r"^/nowhere/labels\.txt does not"
+  ) as error:
+    data.load(**predictor.trained_on[0])
+  assert scores["leak_check"] == f"not done: {error.value}"
 
 
 _WORKER = """

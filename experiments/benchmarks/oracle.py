@@ -46,8 +46,8 @@ def run(options: dict) -> list[dict]:
     for stride in strides:
       row, worst = _row(examples, dataset, stride, grouping)
       if "pictures" in options and worst:
-        path = pathlib.Path(options["pictures"]) / f"{name}_stride{stride}.png"
-        _draw(path, *worst)
+        folder = pathlib.Path(options["pictures"])
+        _draw(folder / f"{name}_stride{stride}.png", *worst)
       rows.append({"data": name, "images": len(examples), **row})
   return rows
 

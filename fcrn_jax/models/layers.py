@@ -109,8 +109,8 @@ def add_relu(
   """relu(x + y), computed once: the end of a residual block.
 
   Of relu(x + y) itself, XLA's CPU program makes a copy for each reader, each
-  with the sums of all blocks before it (FCRN-101: 40 % of the time). It keeps
-  the result where the last operation has two large operands, as here.
+  with the sums of all blocks before it (FCRN-101: a third of the time). It
+  keeps the result where the last operation has two large operands, as here.
   """
   return jnp.maximum(x, -y) + y
 
