@@ -25,7 +25,12 @@ def get_config(edition: str = "cpu") -> ConfigDict:
   config.data.brightness = 0.1
   config.data.contrast = 0.2
   config.data.cache = True
+  # Poles and signs are smaller than a cell.
+  config.data.label_stride = 2
+  config.loss.k = 4096
+  config.loss.threshold = 0.7
   config.inference.flip = True
+  config.inference.shifts = 2
   if edition == "gpu":
     default.use_large_gpu(config)
     config.model.name = "fcrn50_s4_k3_d2"
@@ -36,7 +41,7 @@ def get_config(edition: str = "cpu") -> ConfigDict:
     config.model.width = 32
     config.data.crop = (256, 320)
     config.batch_size = 8
-    config.num_steps = 3000
+    config.num_steps = 5500
     config.optim.lr = 3e-3
     config.optim.warmup_steps = 100
     config.ema = 0.995

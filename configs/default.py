@@ -51,6 +51,9 @@ def get_config() -> ConfigDict:
   config.data.gamma = 0.0
   config.data.noise = 0.0
   config.data.invert = 0.0
+  # Pixels of the network's input per category label of the loss, whose logits
+  # are interpolated then; 0: the network's stride, as in the paper.
+  config.data.label_stride = 0
   config.data.full_boxes = True  # of the whole instance, not the crop's part
   config.data.box_weighting = "area"  # 1 / (height x width); [P] names both
   config.data.num_workers = 0  # processes that prepare batches

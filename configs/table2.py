@@ -7,7 +7,7 @@ ROWS gives the paper's IoU per category (VOC's order) and their mean with the
 background, in percent. "vanilla" and "bootstrapped" are of val, "test" of the
 test server, with what the paper says "further improves" but does not describe:
 dropout, a multi-layer classifier and multi-view testing, here with the values
-of its authors' later code [A].
+of its authors' later code [A]. Our own are missing, see table1.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
   python -m experiments.train --config=configs/table3.py:fcrn152_s8_k5_d12 \
       --config.data.path=DIR --config.weights=resnet152.caffemodel --workdir=W
 
-ROWS gives the paper's pixel accuracy, mean accuracy and mean IoU in percent.
+ROWS gives the paper's pixel accuracy, mean accuracy and mean IoU in percent;
+our own are missing, see table1.
 """
 
 from ml_collections import ConfigDict

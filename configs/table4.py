@@ -4,7 +4,7 @@
       --config.data.path=DIR --config.weights=resnet152.caffemodel --workdir=W
 
 ROWS gives the paper's IoU of the nineteen categories and their mean in
-percent.
+percent; our own are missing, see table1.
 """
 
 from ml_collections import ConfigDict

@@ -8,10 +8,11 @@ Two networks a row, trained one after the other and evaluated together:
       --config.data.path=DIR --config.weights=resnet50.caffemodel --workdir=L
   python -m experiments.evaluate --semantic=S --localization=L --protocol=sds
 
-ROWS gives the paper's mAP^r at 0.5, at 0.7 and its volume in percent. The
-semantic network is trained on SBD train alone: 4,629 of the 5,732 val images
-are in the 10,582 of Table 1. For the COCO row pass the weights of a network
-pre-trained by `101_bs_weighted_coco,coco` to its semantic network.
+ROWS gives the paper's mAP^r at 0.5, at 0.7 and its volume in percent; our own
+are missing, see table1. The semantic network is trained on SBD train alone:
+4,629 of the 5,732 val images are in the 10,582 of Table 1. For the COCO row
+pass the weights of a network pre-trained by `101_bs_weighted_coco,coco` to its
+semantic network.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
   python -m experiments.train --config=configs/table7.py:voc2012_512 \
       --config.data.path=DIR --config.weights=resnet101.caffemodel --workdir=W
 
-ROWS gives the paper's pixel accuracy, mean accuracy and mean IoU in percent.
+ROWS gives the paper's pixel accuracy, mean accuracy and mean IoU in percent;
+our own are missing, see table1.
 """
 
 from ml_collections import ConfigDict

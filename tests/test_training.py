@@ -123,6 +123,18 @@ def test_step_decays_kernels_and_averages_weights():
   )
 
 
+def test_finer_labels_meet_interpolated_logits():
+  # Two cells with logits (0, 8) and (0, 0), labels of half a cell: between
+  # half-pixel centres the second logit is 8, 6, 2, 0. Labels 1, 1, 0, void.
+  logits = jnp.array([[[[0.0, 8.0], [0.0, 0.0]]]])
+  labels = jnp.array([[[1, 1, 0, 255]] * 2], jnp.uint8)
+  loss, _ = step.total_loss(
+    {"semantic": logits}, {"semantic": labels}, step.LossOptions(k=None)
+  )
+  expected = np.log1p(np.exp([-8.0, -6.0, 2.0])).mean()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
 def test_schedules_by_hand():
   linear = optimizer.schedule("linear", 1.0, num_steps=12, warmup_steps=2)
   rates = [float(linear(i)) for i in (0, 1, 2, 7, 12)]

@@ -42,15 +42,11 @@ def test_instance_boxes_equal_a_naive_loop():
 def test_box_targets_typed_out():
   # Stride 4: points at 2, 6, 10. Instance 1, category 5, has the box
   # (0, 0, 8, 4): centre (4, 2), size (8, 4). Instance 2, category 3, reaches
-  # out of the crop: (-4, 4, 8, 20), centre (2, 12), size (12, 16). Cell
-  # (1, 0) is void.
-  instances = np.array([[1, 2, 2], [1, 0, 2]], np.int32)
-  semantic = np.array([[5, 3, 3], [255, 0, 3]], np.uint8)
+  # out of the crop: (-4, 4, 8, 20), centre (2, 12), size (12, 16).
+  instances = np.array([[1, 2, 2], [0, 0, 2]], np.int32)
   boxes = np.array([[0, 0, 8, 4], [-4, 4, 8, 20]], np.float32)
   classes = np.array([5, 3], np.uint8)
-  targets = transforms.box_targets(
-    instances, semantic, boxes, classes, 4, "area"
-  )
+  targets = transforms.box_targets(instances, boxes, classes, 4, "area")
   zero = [0, 0, 0, 0]
   np.testing.assert_array_equal(
     targets["boxes"],
@@ -80,10 +76,9 @@ def test_box_targets_typed_out():
 )
 def test_weights_are_equal_within_an_instance_and_have_mean_1(weighting, ratio):
   instances = np.array([[1, 1, 2, 0]], np.int32)
-  semantic = np.array([[1, 1, 1, 0]], np.uint8)
   boxes = np.array([[0, 0, 16, 8], [0, 0, 2, 4]], np.float32)
   weights = transforms.box_targets(
-    instances, semantic, boxes, np.array([1, 1], np.uint8), 4, weighting
+    instances, boxes, np.array([1, 1], np.uint8), 4, weighting
   )["weights"][0]
   assert weights[0] == weights[1]
   assert weights[3] == 0
@@ -94,13 +89,11 @@ def test_weights_are_equal_within_an_instance_and_have_mean_1(weighting, ratio):
 def test_a_crop_without_instances_has_no_weight():
   empty = np.zeros((2, 2), np.int32)
   none = np.zeros((0, 4), np.float32), np.zeros(0, np.uint8)
-  for fill in (0, 255):
-    semantic = np.full((2, 2), fill, np.uint8)
-    targets = transforms.box_targets(empty, semantic, *none, 8, "area")
-    for name in ("boxes", "classes", "valid", "weights"):
-      assert not targets[name].any()
+  targets = transforms.box_targets(empty, *none, 8, "area")
+  for name in ("boxes", "classes", "valid", "weights"):
+    assert not targets[name].any()
   with pytest.raises(ValueError, match="box_weighting is 'size'"):
-    transforms.box_targets(empty, semantic, *none, 8, "size")
+    transforms.box_targets(empty, *none, 8, "size")
 
 
 def ramp(height=100, width=120):
@@ -236,6 +229,24 @@ def test_padding_is_mean_colour_and_void():
   assert padding[:, 21:].all()
   np.testing.assert_array_equal(cut["semantic"] == 255, padding[4::8, 4::8])
   np.testing.assert_array_equal(cut["instances"] == 0, padding[4::8, 4::8])
+
+
+def test_finer_labels_and_void_instances():
+  # Stride 4, labels of stride 2: points at 2, 6 and at 1, 3, 5, 7. Of the
+  # cells' points, (2, 6) is void: its instance is left out, though labels 1
+  # and 3 beside it are not void.
+  example = ramp(8, 8) | {"boxes": np.zeros((64, 4), np.float32)}
+  example["semantic"] = np.ones((8, 8), np.uint8)
+  example["semantic"][2, 6] = 255
+  example["semantic"][3, 5] = 7
+  cut = transforms.random_crop(
+    example, np.random.default_rng(0), (1.0, 1.0), (8, 8), 4, FILL, True, 2
+  )
+  expected = np.ones((4, 4), np.uint8)
+  expected[1, 2] = 7
+  np.testing.assert_array_equal(cut["semantic"], expected)
+  pixels = 8 * np.array([[2, 2], [6, 6]]) + [2, 6] + 1
+  np.testing.assert_array_equal(cut["instances"], pixels * [[1, 0], [1, 1]])
 
 
 def test_full_boxes_reach_out_of_the_crop_and_visible_ones_do_not():

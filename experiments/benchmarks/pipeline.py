@@ -104,8 +104,8 @@ def _stages(
   def targets(k):
     pipeline.prepare(examples[k], options)
     transforms.box_targets(
-      crops[k]["instances"], crops[k]["semantic"], crops[k]["boxes"],
-      crops[k]["classes"], options.stride, options.box_weighting,
+      crops[k]["instances"], crops[k]["boxes"], crops[k]["classes"],
+      options.stride, options.box_weighting,
     )  # fmt: skip
 
   def everything(k):

@@ -37,6 +37,7 @@ class PipelineOptions(NamedTuple):
   noise: float = 0.0
   invert: float = 0.0
   stride: int = 8
+  label_stride: int = 0  # pixels per category label; 0: stride
   box_weighting: str = "area"  # or "sqrt_area", "none"
   full_boxes: bool = True  # False: boxes of what the crop shows (ours)
   fill: tuple[int, int, int] = (124, 117, 104)  # padding, the mean RGB
@@ -180,7 +181,7 @@ def augment(
   aspect = np.exp(rng.uniform(-o.aspect, o.aspect) / 2)
   example = transforms.random_crop(
     example, rng, (factor * aspect, factor / aspect), o.crop, o.stride,
-    o.fill, o.full_boxes,
+    o.fill, o.full_boxes, o.label_stride,
   )  # fmt: skip
   image = transforms.jitter_intensity(
     example["image"], rng, o.brightness, o.contrast, o.gamma, o.noise, o.invert
@@ -188,7 +189,7 @@ def augment(
   batch = {"image": image, "semantic": example["semantic"]}
   if "instances" in example:
     batch |= transforms.box_targets(
-      example["instances"], example["semantic"], example["boxes"],
-      example["classes"], o.stride, o.box_weighting,
+      example["instances"], example["boxes"], example["classes"], o.stride,
+      o.box_weighting,
     )  # fmt: skip
   return batch

@@ -141,6 +141,7 @@ def random_crop(
   stride: int,
   fill: tuple[int, int, int],
   full_boxes: bool,
+  label_stride: int = 0,
 ) -> dict[str, Any]:
   """A crop H W of the image scaled by `factors` (y, x), padded to strides.
 
@@ -149,6 +150,7 @@ def random_crop(
   image; where it is smaller, its place in the crop is. The maps come out at
   feature resolution: label and instance at each cell's point, IGNORE and 0
   outside of the image. `full_boxes` False: boxes of what the crop shows.
+  `label_stride`: pixels per category label, where they are to be finer.
   """
   size = example["semantic"].shape
   y, x = (_span(rng, *axis) for axis in zip(size, factors, crop, strict=True))
@@ -160,13 +162,18 @@ def random_crop(
     y.place, height - y.place - y.shown, x.place, width - x.place - x.shown,
     cv2.BORDER_CONSTANT, value=fill,
   )  # fmt: skip
-  rows, row_seen = _cells(y, height // stride, stride)
-  columns, column_seen = _cells(x, width // stride, stride)
-  grid, seen = np.ix_(rows, columns), row_seen[:, None] & column_seen
+
+  def sampled(name, outside, stride):
+    rows, row_seen = _cells(y, height // stride, stride)
+    columns, column_seen = _cells(x, width // stride, stride)
+    seen = row_seen[:, None] & column_seen
+    return np.where(seen, example[name][np.ix_(rows, columns)], outside)
+
   cut = dict(example, image=image)
-  cut["semantic"] = np.where(seen, example["semantic"][grid], IGNORE)
+  cut["semantic"] = sampled("semantic", IGNORE, label_stride or stride)
   if "instances" in example:
-    cut["instances"] = np.where(seen, example["instances"][grid], 0)
+    void = sampled("semantic", IGNORE, stride) == IGNORE
+    cut["instances"] = np.where(void, 0, sampled("instances", 0, stride))
     start = np.tile([y.start, x.start], 2)
     boxes = example["boxes"] - start
     if not full_boxes:
@@ -256,7 +263,6 @@ def normalize_intensity(
 
 def box_targets(
   instances: Int[Array, "h w"],
-  semantic: UInt8[Array, "h w"],
   boxes: Float[Array, "m 4"],
   classes: UInt8[Array, "m"],
   stride: int,
@@ -264,30 +270,29 @@ def box_targets(
 ) -> dict[str, Array]:
   """boxes, classes, valid and weights of types.Batch for one crop.
 
-  A cell is valid where it has an instance and is not void. `weighting` gives
-  the raw weight of an instance of height h and width w: "area" 1 / (h w),
-  "sqrt_area" 1 / sqrt(h w), "none" 1 (paper section 2.1: equal for all pixels
-  of an instance). Weights have mean 1 over the crop's valid cells.
+  A cell is valid where it has an instance. `weighting` gives the raw weight
+  of an instance of height h and width w: "area" 1 / (h w), "sqrt_area"
+  1 / sqrt(h w), "none" 1 (paper section 2.1: equal for all pixels of an
+  instance). Weights have mean 1 over the crop's valid cells.
   """
   if weighting not in WEIGHTINGS:
     raise ValueError(
       f"box_weighting is {weighting!r}; expected one of {WEIGHTINGS}."
     )
-  valid = (instances > 0) & (semantic != IGNORE)
-  owner = np.where(valid, instances, 0)
+  valid = instances > 0
   table = np.concatenate([np.zeros((1, 4), np.float32), boxes])
   points = box_algebra.cell_points(*instances.shape, stride, np)
-  encoded = box_algebra.encode(table[owner], points)
+  encoded = box_algebra.encode(table[instances], points)
   encoded = np.where(valid[..., None], encoded, 0).astype(np.float32)
   power = {"area": -1.0, "sqrt_area": -0.5, "none": 0.0}[weighting]
   area = np.maximum(box_algebra.area(table), 1e-6)
-  weights = np.where(valid, (area**power)[owner], 0)
+  weights = np.where(valid, (area**power)[instances], 0)
   total = weights.sum()
   if total > 0:
     weights = weights * (valid.sum() / total)
   return {
     "boxes": encoded,
-    "classes": np.concatenate([[0], classes]).astype(np.uint8)[owner],
+    "classes": np.concatenate([[0], classes]).astype(np.uint8)[instances],
     "valid": valid,
     "weights": weights.astype(np.float32),
   }

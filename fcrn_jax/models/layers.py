@@ -54,7 +54,7 @@ def conv(
     # The barrier keeps XLA from turning the edges into uneven padding.
     x = jax.lax.optimization_barrier(jnp.pad(x, edges))
   if size == 1:
-    y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+    y = _product(x, kernel[0, 0])
   else:
     padding = dilation * (size - 1) // 2
     y = jax.lax.conv_general_dilated(
@@ -66,6 +66,15 @@ def conv(
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
   return y[:, :height, :width]
+
+
+def _product(x, matrix, dtype=None):
+  """x @ matrix, with the pixels as one axis: so XLA's CPU program has the
+  gradient of the matrix without turning a map around.
+  """
+  flat = x.reshape(-1, x.shape[-1])
+  y = jnp.matmul(flat, matrix, preferred_element_type=dtype)
+  return y.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 # From this height and width on (twice that for few channels), XLA's CPU
@@ -178,7 +187,8 @@ class BatchNorm(nn.Module):
       var.value = keep * var.value + (1 - keep) * batch_var
     factor = scale * jax.lax.rsqrt(batch_var + self.epsilon)
     offset = bias - batch_mean * factor
-    return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+    factor, offset = factor.astype(x.dtype), offset.astype(x.dtype)
+    return x * _spread(factor, x) + _spread(offset, x)
 
   def _fixed(self, conv, x, train, scale, bias, mean, var):
     """By given statistics: one scale and one offset per channel."""
@@ -188,16 +198,38 @@ class BatchNorm(nn.Module):
       # In the kernel, the scale costs little and spares the gradient from
       # keeping the unscaled output; on a GPU, offset and ReLU then join the
       # product. XLA's CPU program fuses scale, offset and ReLU for nothing.
-      return conv(x, factor) + offset
+      y = conv(x, factor)
+      return y + _spread(offset, y)
     return conv(x) * factor.astype(conv.dtype) + offset
 
   def _batch_statistics(self, x):
     x = x.astype(jnp.float32)
-    mean = jnp.mean(x, (0, 1, 2))
-    square = jnp.mean(jnp.square(x), (0, 1, 2))
+    pixels = x.size // x.shape[-1]
+    mean = _sum_pixels(x) / pixels
+    square = _sum_pixels(jnp.square(x)) / pixels
     if self.mode == "synced" and not self.is_initializing():
       mean, square = jax.lax.pmean((mean, square), "batch")
     return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def _spread(values, x):
+  """`values`, one per channel, at every pixel of x: for training on a CPU.
+
+  As a product with ones; its gradient, a sum over pixels, is then a product
+  too, ten to twenty times quicker there than XLA's sum on one thread.
+  """
+  if jax.default_backend() != "cpu":
+    return values
+  ones = jnp.ones(x.size // x.shape[-1], x.dtype)
+  return jnp.einsum("n,c->nc", ones, values).reshape(x.shape)
+
+
+def _sum_pixels(x):
+  """Per channel; on a CPU as a product, see _spread."""
+  if jax.default_backend() != "cpu":
+    return x.sum((0, 1, 2))
+  flat = x.reshape(-1, x.shape[-1])
+  return jnp.einsum("n,nc->c", jnp.ones(len(flat), x.dtype), flat)
 
 
 def wide_conv(
@@ -210,9 +242,7 @@ def wide_conv(
   """
   size, padding = kernel.shape[0], dilation * (kernel.shape[0] - 1) // 2
   wide = jnp.moveaxis(kernel, 2, 0).reshape(kernel.shape[2], -1)
-  product = jnp.einsum(
-    "bhwi,io->bhwo", x, wide, preferred_element_type=jnp.float32
-  )
+  product = _product(x, wide, jnp.float32)
   total = jnp.zeros((), jnp.float32)
   # split, for its gradient is one concatenation.
   for tap, part in enumerate(jnp.split(product, size**2, axis=-1)):

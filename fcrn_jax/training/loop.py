@@ -210,6 +210,12 @@ def _first_state(config, model, tx):
 
 
 def _pipeline_options(config, stride):
+  label_stride = config.data.get("label_stride", 0)
+  if label_stride and stride % label_stride:
+    raise ValueError(
+      f"data.label_stride is {label_stride}; expected a divisor of the"
+      f" network's stride, {stride}, or 0 for the stride itself."
+    )
   names = set(pipeline.PipelineOptions._fields) & set(config.data.keys())
   return pipeline.PipelineOptions(
     **{name: config.data[name] for name in names},

@@ -115,9 +115,15 @@ def total_loss(
   """Loss of the heads that the model has, and scalars for the log."""
   total, metrics = 0.0, {}
   if "semantic" in outputs:
+    labels = batch["semantic"].astype(jnp.int32)
+    logits = outputs["semantic"]
+    if labels.shape != logits.shape[:-1]:  # finer: data.label_stride
+      logits = jax.image.resize(
+        logits, (*labels.shape, logits.shape[-1]), "linear"
+      )
     loss, stats = losses.bootstrapped_cross_entropy(
-      outputs["semantic"],
-      batch["semantic"].astype(jnp.int32),
+      logits,
+      labels,
       k=options.k,
       threshold=options.threshold,
       scope=options.scope,
