@@ -11,7 +11,9 @@ def get_config() -> ConfigDict:
   """The paper's settings as far as it states them; locked."""
   config = ConfigDict()
   config.seed = 0
-  config.categories = ()  # filled in from the data when training starts
+  # These two are filled in from the data when training starts.
+  config.categories = ()
+  config.category_ids = ()  # of COCO's json
 
   config.model = ConfigDict()
   config.model.name = "fcrn50_s8_k5_d12"
@@ -52,7 +54,7 @@ def get_config() -> ConfigDict:
   config.data.noise = 0.0
   config.data.invert = 0.0
   # Pixels of the network's input per category label of the loss, whose logits
-  # are interpolated then; 0: the network's stride, as in the paper.
+  # are interpolated then; 0: the network's stride [A].
   config.data.label_stride = 0
   config.data.full_boxes = True  # of the whole instance, not the crop's part
   config.data.box_weighting = "area"  # 1 / (height x width); [P] names both
@@ -85,9 +87,10 @@ def get_config() -> ConfigDict:
   # Pixels beyond which the box loss turns linear; 0: model.box_unit.
   config.loss.box_unit = 0.0
 
+  # In steps; 0: at the end only.
   config.log_every = 100
   config.checkpoint_every = 1000
-  config.eval_every = 0  # 0: at the end only
+  config.eval_every = 0
 
   config.inference = ConfigDict()
   config.inference.flip = False

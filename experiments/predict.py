@@ -44,6 +44,7 @@ _EXPLAIN = flags.DEFINE_bool(
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
 _LARGE = 2**26  # bytes from which on a TIFF is read piece by piece
+_PLAIN = (1, 2)  # photometric interpretation: 0 is black, or RGB
 _MAX_PIXELS = 2**30  # of a file; PIL's default is for pictures from strangers
 
 
@@ -82,7 +83,9 @@ def main(argv):
 def find_images(pattern: str) -> dict[str, pathlib.Path]:
   """Files by the stem of their outputs; equal stems get their suffix too."""
   path = pathlib.Path(pattern).expanduser()
-  if path.is_dir():
+  if path.is_file():  # its name may hold a glob's letters
+    paths = [path]
+  elif path.is_dir():
     paths = [p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES]
   else:
     paths = [pathlib.Path(p) for p in glob.glob(str(path), recursive=True)]
@@ -123,11 +126,12 @@ def _map_tiff(path):
 
   try:
     with tifffile.TiffFile(path) as file:
-      turned = file.pages[0].tags.get("Orientation")
+      page = file.pages[0]
+    turned, plain = page.tags.get("Orientation"), page.photometric in _PLAIN
     image = tifffile.memmap(path, mode="r")
-  except (ValueError, tifffile.TiffFileError):
+  except Exception:  # of a broken file it is any; PIL then says what is wrong
     return None
-  plain = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+  plain &= image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
   upright = turned is None or turned.value == 1
   if plain and upright and image.dtype == np.uint8 and image.size >= _LARGE:
     return image
@@ -152,7 +156,7 @@ def predict_files(predictor, files, output, explain: bool) -> list[str]:
   def read_or_reason(item):
     try:
       return *item, read(item[1])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
       return *item, error
 
   def finish(until):
@@ -162,9 +166,7 @@ def predict_files(predictor, files, output, explain: bool) -> list[str]:
   batch = []
   bar = tqdm(total=len(files), desc="predict", unit="image")
   with ThreadPoolExecutor(4) as pool, bar:
-    for stem, path, image in read_ahead(
-      read_or_reason, files.items(), 2 * size
-    ):
+    for stem, path, image in read_ahead(read_or_reason, files.items(), size):
       if isinstance(image, Exception):
         tqdm.write(f"skipped {path}: {image}", file=sys.stderr)
         failed.append(str(path))
@@ -175,7 +177,7 @@ def predict_files(predictor, files, output, explain: bool) -> list[str]:
         _predict_batch(predictor, batch, output, explain, pool, writing, failed)
         bar.update(len(batch))
         batch = []
-        finish(4 * size)
+        finish(size)
     _predict_batch(predictor, batch, output, explain, pool, writing, failed)
     bar.update(len(batch))
     finish(0)
@@ -215,16 +217,19 @@ def _predict_batch(predictor, batch, output, explain, pool, writing, failed):
         picture = predictor.explain(image)
       except ValueError as error:
         tqdm.write(f"{stem}: {error}", file=sys.stderr)
-    writing.append(pool.submit(_write, result, output, stem, picture))
+    writing.append(
+      pool.submit(_write, result, output, stem, picture, predictor.category_ids)
+    )
 
 
-def _write(result, output, stem, picture):
+def _write(result, output, stem, picture, category_ids):
   from fcrn_jax import visualize
 
   result.save(output, stem)
   if picture is not None:
     visualize.save(output / f"{stem}_explain.png", picture)
-  return result.to_coco(int(stem) if stem.isdigit() else stem)
+  image_id = int(stem) if stem.isdecimal() else stem
+  return result.to_coco(image_id, category_ids)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ r"""Trains a network and evaluates it; a workdir with a checkpoint continues.
       --config.data.path=DIR --workdir=runs/mine --config.optim.lr=0.01
 """
 
+import os
 import pathlib
 import sys
 
@@ -22,6 +23,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "One of several hosts, each with this command."
 )
 
+# Where JAX cannot ask the cluster; the first is JAX's own.
+_ENVIRONMENT = (
+  "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+)  # fmt: skip
+
 
 def main(argv):
   """Runs training with the flags."""
@@ -33,7 +39,10 @@ def main(argv):
   from fcrn_jax.training import loop
 
   if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+    _, *numbers = (os.environ.get(name) for name in _ENVIRONMENT)
+    jax.distributed.initialize(
+      None, *(None if number is None else int(number) for number in numbers)
+    )
   common.start()
   try:
     loop.train_and_evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value))

@@ -84,6 +84,8 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
 
   from tqdm import tqdm
 
+  from fcrn_jax import evaluation
+
   if not dataset.has_instances:
     raise ValueError(f"{dataset.name} has no instances to tune on.")
   number = min(len(dataset), max_images or len(dataset))
@@ -92,7 +94,8 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
     example = dataset[index]
     kept.append((example, predictor.maps(example["image"])))
   best = predictor.options
-  value = before = score(predictor, kept, best, metric)
+  void = evaluation.counts_void(dataset)
+  value = before = score(predictor, kept, best, metric, void)
   if math.isnan(value):
     raise ValueError(
       f"{metric} is not defined on these {number} images; take more of them"
@@ -108,7 +111,7 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
           if candidate == getattr(center, name):
             continue
           options = dataclasses.replace(center, **{name: candidate})
-          new = score(predictor, kept, options, metric)
+          new = score(predictor, kept, options, metric, void)
           if new > value:
             best, value = options, new
         bar.set_postfix({metric: f"{value:.4f}"})
@@ -125,7 +128,9 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
   }
 
 
-def score(predictor, kept, options, metric: str) -> float:
+def score(
+  predictor, kept, options, metric: str, count_void: bool = False
+) -> float:
   """One score of the grouping with these options over kept maps."""
   from fcrn_jax import evaluation, metrics
 
@@ -137,7 +142,7 @@ def score(predictor, kept, options, metric: str) -> float:
 
   with ThreadPoolExecutor(2) as pool:
     for example, result in pool.map(group, kept):
-      evaluation.add_instances(evaluator, result, example, count_void=False)
+      evaluation.add_instances(evaluator, result, example, count_void)
   protocols = ("sds", "coco", "matching")
   if metric.startswith("ap_r"):
     protocols = ("sds",)

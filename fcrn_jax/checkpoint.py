@@ -52,6 +52,29 @@ def read_config(workdir: PathLike) -> ConfigDict:
   return ConfigDict(_tuples(read_json(path))).lock()
 
 
+# What gives the same parameters another meaning; the rest may change.
+_NETWORK = (
+  "model.name", "model.stride_in_1x1", "model.caffe_pool", "model.box_unit",
+  "preprocessing", "categories", "data.input_scale", "data.normalize",
+)  # fmt: skip
+
+
+def refuse_other_config(workdir: PathLike, config: ConfigDict) -> None:
+  """ValueError if the workdir was trained with another network's config."""
+  before = read_config(workdir).to_dict()
+  now = _tuples(config.to_dict())
+  for name in _NETWORK:
+    old, new = before, now
+    for part in name.split("."):
+      old, new = old.get(part), new.get(part)
+    if old != new:
+      raise ValueError(
+        f"{workdir} was trained with config.{name}={old}, and the config now"
+        f" has {new}; use a new --workdir, or the config that the workdir was"
+        " started with."
+      )
+
+
 def _tuples(value):
   if isinstance(value, dict):
     return {key: _tuples(item) for key, item in value.items()}

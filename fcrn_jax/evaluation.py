@@ -163,7 +163,7 @@ def evaluate(
   leaks = _check_leaks(predictor, dataset, allow_leak)
   number = min(len(dataset), max_images or len(dataset))
   mine = range(jax.process_index(), number, jax.process_count())
-  count_void = dataset.name == "voc2012_sbd"
+  count_void = counts_void(dataset)
   scores = Scores(len(dataset.categories) + 1, dataset.has_instances, protocol)
   bar = tqdm(
     total=len(mine),
@@ -214,6 +214,11 @@ def table(scores: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
+def counts_void(dataset: Any) -> bool:
+  """Whether void pixels count as mistakes of a mask, as in SDS's protocol."""
+  return dataset.name == "voc2012_sbd"
+
+
 def draw(
   predictor: Predictor,
   examples: Sequence[Example],
@@ -233,7 +238,8 @@ def draw(
       image, predictor.group(maps, image), example, maps, predictor.stride
     )
     prefix = f"{number:02}_" if numbered else ""
-    visualize.save(directory / f"{prefix}{example['id']}.png", picture)
+    name = str(example["id"]).replace("/", "_")  # an id may name a folder
+    visualize.save(directory / f"{prefix}{name}.png", picture)
 
 
 def _batches(dataset, indices, size) -> Iterator[list[Example]]:

@@ -98,6 +98,7 @@ def predict(
       maps = Maps(true.probs, maps.boxes)
     else:
       known = true.probs[..., :1, None] == 0
-      maps = Maps(maps.probs, np.where(known, true.boxes, maps.boxes))
+      others = 0 if maps.boxes is None else maps.boxes
+      maps = Maps(maps.probs, np.where(known, true.boxes, others))
     results.append(predictor.group(maps, example["image"]))
   return results

@@ -340,6 +340,7 @@ def test_coco_masks_order_and_crowd(tmp_path):
   )
   dataset = data.load("coco", "val", tmp_path, PARTIAL)
   assert dataset.categories == ("person", "dog", "bottle")
+  assert dataset.category_ids == (1, 18, 44)
   example = dataset[0]
   semantic = np.zeros(SHAPE, np.uint8)
   semantic[:, 6:] = 255

@@ -87,12 +87,15 @@ def test_predict_a_folder(workdir, cache, tmp_path):
   shapes = write_images(tmp_path / "in")
   data = (tmp_path / "in" / "rgb.png").read_bytes()
   (tmp_path / "in" / "broken.png").write_bytes(data[: len(data) // 2])
+  (tmp_path / "in" / "empty.npy").touch()
+  (tmp_path / "in" / "short.tif").write_bytes(b"II*\0")
   out = tmp_path / "out"
   command = ("experiments.predict", f"--workdir={workdir}", f"--output={out}")
   text = run(*command, f"--images={tmp_path / 'in'}", "--explain",
              cache=cache, code=1)  # fmt: skip
-  assert "skipped" in text and "broken.png" in text
-  assert "8 images predicted" in text and "1 files failed" in text
+  for name in ("broken.png", "empty.npy", "short.tif"):
+    assert any("skipped" in t and name in t for t in text.splitlines())
+  assert "8 images predicted" in text and "3 files failed" in text
   assert "Traceback" not in text and "orbax" not in text
   kinds = ("semantic", "instances", "overlay", "explain")
   names = {f"{stem}_{kind}.png" for stem in shapes for kind in kinds}
@@ -188,6 +191,11 @@ assert isinstance(mapped, np.memmap) and (mapped == image).all()
 assert (predict.read(folder / "zip.tif") == image).all()
 assert predict.read(folder / "turned.tif").shape == (50, 40, 3)
 assert predict.read(folder / "deep.tif").shape == (40, 50, 3)
+white = 255 - image[..., 0]
+tifffile.imwrite(folder / "white.tif", white, photometric="miniswhite")
+assert (predict.read(folder / "white.tif")[..., 0] == 255 - white).all()
+(folder / "scan [1].png").touch()
+assert list(predict.find_images(str(folder / "scan [1].png"))) == ["scan [1]"]
 (folder / "no.tif").write_text("no picture")
 try:
   predict.read(folder / "no.tif")

@@ -233,6 +233,22 @@ def test_one_true_half_at_a_time():
   assert scores["boxes"]["ap_r_0.5_rectangle"] > 0.1
 
 
+def test_true_boxes_for_a_network_of_categories_alone():
+  class Categories(Blind):
+    def maps(self, image, progress=False):
+      return super().maps(image)._replace(boxes=None)
+
+  blind = Categories(None, 2, shapes().categories)
+  scores = evaluation.evaluate(blind, shapes(), oracle="boxes", progress=False)
+  assert scores["ap_r_0.5_rectangle"] > 0.1
+
+
+def test_pictures_of_ids_in_folders_and_without_instances(tmp_path):
+  example = {**shapes(1)[0], "id": "train/0001"}
+  evaluation.draw(Blind(None, 8, shapes().categories), [example], tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["train_0001.png"]
+
+
 def test_true_maps_of_a_typed_out_image():
   example = Data([TRUTH])[0]
   maps = oracle.true_maps(example, 1, 2)

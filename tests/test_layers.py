@@ -1,5 +1,7 @@
 """Fast forms against plain loops and lax; normalisation modes."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -129,7 +131,7 @@ def _variables(mode, x):
 
 def _expected(variables, y, mean, var):
   bn = variables["params"]["bn"]
-  return (y - mean) / np.sqrt(var + 1e-5) * bn["scale"] + bn["bias"]
+  return (y - mean) / (var + 1e-5) ** 0.5 * bn["scale"] + bn["bias"]
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -155,6 +157,52 @@ def test_frozen_norm_uses_and_keeps_the_running_statistics(train):
     )
   )(variables["params"])
   assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("mode", ["frozen", "local"])
+def test_gradients_of_norm_are_those_of_its_definition(mode):
+  x, dy = _random(2, 5, 5, 3), _random(2, 5, 5, 4)
+  variables = _variables(mode, x)
+
+  def ours(params, x):
+    return _Normed(mode).apply(
+      {**variables, "params": params}, x, True, mutable=["batch_stats"]
+    )[0]
+
+  def defined(params, x):
+    y = jnp.einsum("bhwi,io->bhwo", x, params["conv"]["kernel"][0, 0])
+    stats = variables["batch_stats"]["bn"]
+    if mode == "local":
+      stats = {"mean": y.mean((0, 1, 2)), "var": y.var((0, 1, 2))}
+    return _expected({"params": params}, y, stats["mean"], stats["var"])
+
+  expected = jax.vjp(defined, variables["params"], x)[1](dy)
+  got = jax.vjp(ours, variables["params"], x)[1](dy)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected
+  )
+
+
+@pytest.mark.parametrize("mode", ["frozen", "local"])
+def test_gradients_take_products_for_sums(mode):
+  # XLA's CPU program would sum over pixels on one thread, and turn maps of
+  # four axes around for products of 1 x 1 kernels.
+  x, dy = _random(2, 16, 16, 8), _random(2, 16, 16, 4)
+  variables = _variables(mode, x)
+
+  def gradients(variables, x, dy):
+    def output(params, x):
+      return _Normed(mode).apply(
+        {**variables, "params": params}, x, True, mutable=["batch_stats"]
+      )[0]
+
+    return jax.vjp(output, variables["params"], x)[1](dy)
+
+  text = jax.jit(gradients).lower(variables, x, dy).compile().as_text()
+  shapes = dict(re.findall(r"%(\S+) = f32\[([\d,]*)\]", text))
+  summed = re.findall(r" reduce(?:-window)?\(%([^,)]+)", text)
+  assert [s for s in summed if shapes[s].startswith("2,16,16")] == []
+  assert "f32[4,512]" not in text
 
 
 def test_local_norm_uses_the_batch_and_updates_the_running_statistics():

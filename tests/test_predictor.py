@@ -229,6 +229,15 @@ def test_separate_networks_and_a_joint_one(joint, tmp_path):
     Predictor.load(boxes)
 
 
+def test_a_box_network_without_boxes_is_refused(tmp_path):
+  other = workdirs.make(tmp_path, ("semantic",))
+  with pytest.raises(ValueError, match="is of a network without boxes"):
+    Predictor.load(semantic=other, localization=workdirs.make(
+      tmp_path / "second", ("semantic",)))  # fmt: skip
+  alone = Predictor.load(other)
+  assert Predictor.load(semantic=other, localization=other).step == alone.step
+
+
 def test_networks_of_other_data_are_refused(joint, tmp_path):
   other = workdirs.make(tmp_path, ("boxes",), categories=("a", "b"))
   with pytest.raises(ValueError, match=r"categories is \('ellipse'"):
@@ -298,6 +307,19 @@ def test_overlapping_masks_and_the_best_on_top():
       [[0, 0, 0], [0, 0, 1]],
     ],
   )
+
+
+def test_instances_count_from_the_end_too():
+  result = result_of([[[1, 2, 2], [0, 0, 3]]], [1, 2, 1])
+  np.testing.assert_array_equal(result.mask(-1), result.masks[-1])
+  np.testing.assert_array_equal(result.crop(-2), result.crop(1))
+
+
+def test_results_have_the_category_ids_of_the_json():
+  result = result_of([[[1, 2, 2], [0, 0, 3]]], [1, 2, 1])
+  assert [row["category_id"] for row in result.to_coco(0)] == [1, 2, 1]
+  rows = result.to_coco(0, category_ids=(13, 90))
+  assert [row["category_id"] for row in rows] == [13, 90, 13]
 
 
 def test_run_lengths_are_pycocotools():

@@ -179,8 +179,11 @@ def test_other_data_are_refused_unless_overwritten(tmp_path):
   with pytest.raises(ValueError, match="other data of split 'train'"):
     shards.prepare({"train": load(other)}, out)
   assert_same(load(out), load(root))
+  write_folder(root, 2, "more-train")
+  shards.prepare({"more-train": load(root, "more-train")}, out)
   shards.prepare({"train": load(other)}, out, overwrite=True)
   assert_same(load(out), load(other))
+  assert_same(load(out, "more-train"), load(root, "more-train"))
   write_lines(other / "labels.txt", ["background", "cat", "cow"])
   with pytest.raises(ValueError, match=r"other categories \(\['cat', 'dog'\]"):
     shards.prepare({"val": load(other)}, out)
@@ -275,6 +278,8 @@ def test_the_command_prepares_a_folder_and_a_coco_json(tmp_path):
     path = file if name == "coco" else folder
     for split in splits:
       assert_same(data.load(name, split, out), data.load(name, split, path))
+      if name == "coco":
+        assert data.load(name, split, out).category_ids == (1, 18, 44)
       assert f"{split}: " in done.stdout
   assert json.loads((out / "metadata.json").read_text())["ids"] == {
     "mine": ["000000000001"]

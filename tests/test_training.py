@@ -13,6 +13,7 @@ from configs import shapes
 from fcrn_jax import checkpoint
 from fcrn_jax.training import loop, optimizer, parallel, step, writers
 from fcrn_jax.types import Preprocessing
+from tests import workdirs
 
 DEVICES = 4
 
@@ -214,10 +215,46 @@ def test_checkpoint_of_another_net_lists_the_differences(tmp_path):
   assert checkpoint.read_config(tmp_path).model.width == 64, "config kept"
 
 
-def test_loss_that_is_not_finite_stops_the_run(tmp_path):
-  config = tiny_config(**{"optim.lr": 1e30, "optim.warmup_steps": 0})
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [("model.box_unit", 8.0), ("model.stride_in_1x1", False),
+   ("data.normalize", True)],
+)  # fmt: skip
+def test_other_network_of_the_same_shapes_is_refused(tmp_path, name, value):
+  workdirs.make(tmp_path)
+  config = checkpoint.read_config(tmp_path).unlock()
+  checkpoint.refuse_other_config(tmp_path, config)
+  config.num_steps += 1
+  config.data.path = "elsewhere"
+  checkpoint.refuse_other_config(tmp_path, config)
+  config.update_from_flattened_dict({name: value})
+  with pytest.raises(ValueError, match=rf"{name}=.* has {value}; use a new"):
+    checkpoint.refuse_other_config(tmp_path, config)
+
+
+def test_a_continued_run_checks_what_shapes_do_not_tell(tmp_path):
+  loop.train(tiny_config(num_steps=3), tmp_path)
+  with pytest.raises(ValueError, match=r"config\.model\.box_unit=16\.0"):
+    loop.train(tiny_config(**{"model.box_unit": 8.0}), tmp_path)
+  assert checkpoint.read_config(tmp_path).model.box_unit == 16, "config kept"
+
+
+@pytest.mark.parametrize("log_every", [1, 0])
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, log_every):
+  config = tiny_config(
+    **{"optim.lr": 1e30, "optim.warmup_steps": 0, "log_every": log_every}
+  )
   with pytest.raises(FloatingPointError, match=r"lower config\.optim\.lr"):
     loop.train(config, tmp_path)
+  # Nothing that is not finite is saved, whatever the log's interval.
+  assert checkpoint.Checkpointer(tmp_path).latest_step is None
+
+
+def test_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+  norm = optax.global_norm
+  monkeypatch.setattr(step.optax, "global_norm", lambda g: norm(g) * jnp.inf)
+  with pytest.raises(FloatingPointError, match="the gradient_norm is inf"):
+    loop.train(tiny_config(), tmp_path)
 
 
 def test_boxes_alone_train_and_are_not_scored(tmp_path, capsys):

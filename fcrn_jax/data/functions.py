@@ -28,6 +28,7 @@ class Functions:
   "classes" m. Worker processes need functions that pickle: defined at the top
   of a module, or functools.partial of such.
 
+  `category_ids`: what COCO's json calls the categories, for results.
   `membership` names sets of ids; each example then carries a bool for each.
   """
 
@@ -40,6 +41,7 @@ class Functions:
   path: pathlib.Path | None = None
   background: str = "background"
   has_instances: bool = True
+  category_ids: tuple[int, ...] = ()
   membership: Mapping[str, Set[str]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):

@@ -58,6 +58,7 @@ class Predictor:
     source: str = "",
     step: int | None = None,
     trained_on: Sequence[Mapping[str, Any]] = (),
+    category_ids: Sequence[int] = (),
   ):
     """See `load`; this is for networks of one's own.
 
@@ -76,6 +77,7 @@ class Predictor:
     self.source = source
     self.step = step
     self.trained_on = tuple(trained_on)
+    self.category_ids = tuple(category_ids)
     self._networks = None
 
   @classmethod
@@ -126,6 +128,7 @@ class Predictor:
       source=loaded.source,
       step=loaded.step,
       trained_on=loaded.trained_on,
+      category_ids=loaded.config.get("category_ids", ()),
     )
     predictor._networks = loaded.networks
     return predictor

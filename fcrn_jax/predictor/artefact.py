@@ -3,6 +3,7 @@
 Needs the models only to write: what is read runs by itself.
 """
 
+import dataclasses
 import datetime
 import os
 import pathlib
@@ -36,6 +37,7 @@ class Loaded(NamedTuple):
   source: str
   step: int
   trained_on: list[dict[str, Any]]
+  category_ids: tuple[int, ...]
 
 
 def load(path: str | os.PathLike) -> Loaded:
@@ -57,6 +59,7 @@ def load(path: str | os.PathLike) -> Loaded:
     str(path),
     saved["step"],
     saved["trained_on"],
+    tuple(saved.get("category_ids", ())),
   )
 
 
@@ -86,8 +89,12 @@ def save(
       outputs |= {head: out[head] for head in _heads(network, networks)}
     return outputs
 
+  # The program knows the network's input only, min_area is of the image.
+  min_area = predictor.options.min_area * predictor.input_scale**2
+  options = dataclasses.replace(predictor.options, min_area=min_area)
+
   def segment_fn(outputs, sizes):
-    return segment(outputs, sizes, predictor.options, stride)
+    return segment(outputs, sizes, options, stride)
 
   metadata = {
     "stride": stride,
@@ -101,6 +108,7 @@ def save(
     },
     "step": predictor.step,
     "trained_on": predictor.trained_on,
+    "category_ids": predictor.category_ids,
     "networks": {name: card(net) for name, net in distinct.items()},
     "fcrn_jax": fcrn_jax.__version__,
     "date": datetime.date.today().isoformat(),

@@ -127,6 +127,11 @@ def load_networks(
       " one trained with the head 'semantic', and the box network as"
       " localization=."
     )
+  if localization not in (None, semantic) and "boxes" not in chosen:
+    raise ValueError(
+      f"{localization} is of a network without boxes; pass localization=WORKDIR"
+      " of one trained with the head 'boxes'."
+    )
   first, last = chosen["semantic"], chosen.get("boxes", chosen["semantic"])
   _check_alike(first.config, last.config)
 

@@ -3,7 +3,7 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -98,11 +98,13 @@ class Result:
   def mask(self, k: SupportsIndex) -> Bool[np.ndarray, "H W"]:
     """The mask of instance k."""
     mask = np.zeros(self.semantic.shape, bool)
+    k = range(len(self))[k]
     mask[self._bounds[k]] = self.crop(k)
     return mask
 
   def crop(self, k: SupportsIndex) -> Bool[np.ndarray, "_h _w"]:
     """The part of mask k within the bounds of its pixels."""
+    k = range(len(self))[k]
     window = self.layers[(slice(None), *self._bounds[k])]
     return (window == k + 1).any(axis=0)
 
@@ -168,18 +170,23 @@ class Result:
     )
     return small.overlay(np.asarray(self.image[::step, ::step]))
 
-  def to_coco(self, image_id: Any) -> list[dict[str, Any]]:
+  def to_coco(
+    self, image_id: Any, category_ids: Sequence[int] = ()
+  ) -> list[dict[str, Any]]:
     """COCO results: one dict an instance, masks as compressed RLE.
 
-    bbox is (x, y, width, height) of the mask's pixels.
+    bbox is (x, y, width, height) of the mask's pixels. category_ids: what the
+    annotations' json calls the categories 1 ... C, where that is not 1 ... C
+    (Predictor.category_ids).
     """
+    ids = (0, *category_ids) if category_ids else range(256)
     rows = []
     for k in range(len(self)):
       y, x = self._bounds[k]
       rows.append(
         {
           "image_id": image_id,
-          "category_id": int(self.classes[k]),
+          "category_id": int(ids[self.classes[k]]),
           "score": round(float(self.scores[k]), 6),
           "bbox": [x.start, y.start, x.stop - x.start, y.stop - y.start],
           "segmentation": {

@@ -100,6 +100,7 @@ def train(
     )
   with config.unlocked():
     config.categories = tuple(dataset.categories)
+    config.category_ids = tuple(getattr(dataset, "category_ids", ()))
   model = loading.create_model(config)
   learning_rate = optimizer.schedule(
     config.optim.schedule,
@@ -128,6 +129,7 @@ def train(
   checkpointer = checkpoint.Checkpointer(workdir)
   if checkpointer.latest_step is not None:
     state, position = checkpointer.restore(state)
+    checkpoint.refuse_other_config(workdir, config)
     batches.set_state(position)
     logging.info("continuing %s at step %d", workdir, int(state.step))
   if main_process:
@@ -164,24 +166,21 @@ def train(
       averages = _accumulate(averages, metrics)
       progress.update()
       last = now == config.num_steps or checkpointer.reached_preemption(now)
-      if now % config.log_every == 0 or last:
+      logs = _due(now, config.log_every) or last
+      saves = _due(now, config.checkpoint_every) or last
+      if logs or saves:
         scalars = {k: float(v) for k, v in averages.compute().items()}
-        if not np.isfinite(scalars["loss"]):
-          raise FloatingPointError(
-            f"the loss is {scalars['loss']} near step {now}; lower"
-            " config.optim.lr or set config.optim.clip_norm, and run"
-            " experiments.check_data on the data. The last checkpoint is"
-            f" of step {checkpointer.latest_step}."
-          )
+        _refuse_infinite(scalars, now, checkpointer.latest_step)
+      if logs:
         averages, seconds = None, time.perf_counter() - clock
         steps, counted = now - counted, now
         scalars["lr"] = float(learning_rate(now - 1))
         scalars["images_per_second"] = steps * config.batch_size / seconds
         writer.write(now, scalars)
         progress.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
-      if now % config.checkpoint_every == 0 or last:
-        checkpointer.save(now, state, batches.get_state())
-      if config.eval_every and now % config.eval_every == 0:
+      if saves:
+        checkpointer.save(now, parallel.replicate(state), batches.get_state())
+      if _due(now, config.eval_every):
         checkpointer.wait()
         writer.write(now, _validate(config, workdir))
       if now == counted:  # logged, saved and evaluated: not training's time
@@ -192,6 +191,21 @@ def train(
   if main_process:
     visualize.save_curves(workdir / "metrics.jsonl", workdir / "curves.png")
   return state
+
+
+def _due(now, every):
+  return every > 0 and now % every == 0
+
+
+def _refuse_infinite(scalars, now, latest_step):
+  """FloatingPointError if a loss or gradient since the last log is none."""
+  for name in ("loss", "gradient_norm"):
+    if not np.isfinite(scalars[name]):
+      raise FloatingPointError(
+        f"the {name} is {scalars[name]} near step {now}; lower config.optim.lr"
+        " or set config.optim.clip_norm, and run experiments.check_data on the"
+        f" data. The last checkpoint is of step {latest_step}."
+      )
 
 
 def _first_state(config, model, tx):
@@ -215,6 +229,11 @@ def _pipeline_options(config, stride):
     raise ValueError(
       f"data.label_stride is {label_stride}; expected a divisor of the"
       f" network's stride, {stride}, or 0 for the stride itself."
+    )
+  if config.batch_size % jax.process_count():
+    raise ValueError(
+      f"config.batch_size is {config.batch_size}; expected a multiple of the"
+      f" number of processes, {jax.process_count()}."
     )
   names = set(pipeline.PipelineOptions._fields) & set(config.data.keys())
   return pipeline.PipelineOptions(

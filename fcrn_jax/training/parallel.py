@@ -44,12 +44,20 @@ def shard_map_step(step: Callable) -> Callable:
 
 
 def replicate(state):
-  """The state on every device, placed as a step returns it.
+  """The state, equal in all processes, as arrays on all devices of all hosts.
 
-  So that the second step does not compile again.
+  So that the second step does not compile again, and that a state of pmap,
+  whose arrays know the devices of one host only, can be saved by several.
   """
   mesh = Mesh(np.array(jax.devices()), (AXIS,))
-  return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+  sharding = NamedSharding(mesh, PartitionSpec())
+  if jax.process_count() == 1:
+    return jax.device_put(state, sharding)
+
+  def put(x):
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+  return jax.tree.map(put, state)
 
 
 def split_batch(batch: Mapping[str, np.ndarray], num_devices: int) -> dict:

@@ -89,7 +89,7 @@ def edges(labels: np.ndarray, width: int) -> Bool[np.ndarray, "h w"]:
 
 def instance_colors(num: int) -> UInt8[np.ndarray, "n 3"]:
   """Bright colours whose hues turn by the golden angle; 0 is black."""
-  k = np.arange(num)
+  k = np.arange(max(num, 1))  # cv2 takes nothing empty
   hue = (20 + k * 137.508) % 360
   hsv = np.stack([hue, 0.75 - 0.25 * (k % 3 == 1), 1 - 0.2 * (k % 4 == 2)], -1)
   rgb = cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0]

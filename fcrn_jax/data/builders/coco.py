@@ -120,6 +120,7 @@ def load(path: Any, split: str, options: Options) -> Functions:
       _by_image(content, images, table, file),
     ),
     categories,
+    category_ids=tuple(sorted(table, key=table.get)),
     name="coco",
     split=split,
     path=root,

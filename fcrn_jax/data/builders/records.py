@@ -61,6 +61,7 @@ def metadata(datasets: Mapping[str, Any]) -> tfds.core.MetadataDict:
   return tfds.core.MetadataDict(
     name=some.name,
     categories=list(some.categories),
+    category_ids=list(getattr(some, "category_ids", ())),
     background=some.background,
     has_instances=some.has_instances,
     source={split: str(d.path) for split, d in datasets.items()},
@@ -148,6 +149,7 @@ class Prepared:
       )
     self.name, self.split = about["name"], split
     self.categories = tuple(about["categories"])
+    self.category_ids = tuple(about.get("category_ids", ()))
     self.background = about["background"]
     self.has_instances = about["has_instances"]
     self.ids = about["ids"][split]

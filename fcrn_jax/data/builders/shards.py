@@ -54,13 +54,13 @@ def prepare(
   if on_error not in ("raise", "skip"):
     raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'.")
   directory = pathlib.Path(directory).expanduser()
-  if overwrite:
-    for split in datasets:
-      remove(directory, split)
   about = records.metadata(datasets)
   lengths = {}
   if (directory / "dataset_info.json").is_file():
     lengths = _merge(directory, about)
+  if overwrite:
+    for dataset in datasets.values():
+      remove(directory, f"{dataset.name}-{dataset.split}")
   for split, dataset in datasets.items():
     shards = write_split(
       dataset, directory, processes=processes, on_error=on_error
@@ -99,12 +99,11 @@ def write_split(
   return written
 
 
-def remove(directory: pathlib.Path, split: str) -> None:
-  """Deletes a split's shards; the others stay."""
-  for file in directory.glob(f"*-{split}.array_record-*"):
+def remove(directory: pathlib.Path, stem: str) -> None:
+  """Deletes the shards of <name>-<split>; other splits stay."""
+  for file in directory.glob(f"{stem}.array_record-*"):
     file.unlink()
-  for file in directory.glob(f".*-{split}.array_record.json"):
-    file.unlink()
+  (directory / f".{stem}.array_record.json").unlink(missing_ok=True)
 
 
 def _check_same(dataset: Any, file: pathlib.Path, shards: int) -> None:
