@@ -8,7 +8,7 @@ DIR holds JPEGImages, SegmentationClass, SegmentationObject,
 ImageSets/Segmentation/{train,val}.txt and labels.txt. Without
 SegmentationObject add --config.model.heads='("semantic",)'. Set
 --config.weights to ImageNet weights where you have them; the defaults are
-meant to fit one GPU of 16 GB.
+meant to fit one GPU of 16 GB, on which they have not been run.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
 """Joint network on synthetic shapes, drawn on the fly: the first thing to run.
 
 python -m experiments.train --config=configs/shapes.py --workdir=runs/shapes
+
+Four cores of an AMD EPYC, jax 0.10.2, 2026-11-22: 6 minutes, mean IoU 0.873,
+AP^r 0.887 at 0.5 and 0.769 at 0.7; connected components 0.269 and 0.127.
 """
 
 from ml_collections import ConfigDict
