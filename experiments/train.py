@@ -23,11 +23,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "One of several hosts, each with this command."
 )
 
-# Where JAX cannot ask the cluster; the first is JAX's own.
-_ENVIRONMENT = (
-  "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-)  # fmt: skip
-
 
 def main(argv):
   """Runs training with the flags."""
@@ -39,10 +34,13 @@ def main(argv):
   from fcrn_jax.training import loop
 
   if _DISTRIBUTED.value:
-    _, *numbers = (os.environ.get(name) for name in _ENVIRONMENT)
-    jax.distributed.initialize(
-      None, *(None if number is None else int(number) for number in numbers)
-    )
+    # Where no cluster tells them; JAX_COORDINATOR_ADDRESS it reads itself.
+    known = {
+      name: int(os.environ[f"JAX_{name.upper()}"])
+      for name in ("num_processes", "process_id")
+      if f"JAX_{name.upper()}" in os.environ
+    }
+    jax.distributed.initialize(**known)
   common.start()
   try:
     loop.train_and_evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value))

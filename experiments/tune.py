@@ -128,9 +128,7 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
   }
 
 
-def score(
-  predictor, kept, options, metric: str, count_void: bool = False
-) -> float:
+def score(predictor, kept, options, metric: str, count_void: bool) -> float:
   """One score of the grouping with these options over kept maps."""
   from fcrn_jax import evaluation, metrics
 

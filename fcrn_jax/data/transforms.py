@@ -163,17 +163,19 @@ def random_crop(
     cv2.BORDER_CONSTANT, value=fill,
   )  # fmt: skip
 
-  def sampled(name, outside, stride):
+  def sample(stride):
     rows, row_seen = _cells(y, height // stride, stride)
     columns, column_seen = _cells(x, width // stride, stride)
-    seen = row_seen[:, None] & column_seen
-    return np.where(seen, example[name][np.ix_(rows, columns)], outside)
+    grid, seen = np.ix_(rows, columns), row_seen[:, None] & column_seen
+    return grid, np.where(seen, example["semantic"][grid], IGNORE)
 
-  cut = dict(example, image=image)
-  cut["semantic"] = sampled("semantic", IGNORE, label_stride or stride)
+  grid, semantic = sample(stride)
+  cut = dict(example, image=image, semantic=semantic)
+  if label_stride not in (0, stride):
+    _, cut["semantic"] = sample(label_stride)
   if "instances" in example:
-    void = sampled("semantic", IGNORE, stride) == IGNORE
-    cut["instances"] = np.where(void, 0, sampled("instances", 0, stride))
+    inside = semantic != IGNORE
+    cut["instances"] = np.where(inside, example["instances"][grid], 0)
     start = np.tile([y.start, x.start], 2)
     boxes = example["boxes"] - start
     if not full_boxes:
