@@ -27,8 +27,6 @@ from fcrn_jax.types import IGNORE
 # Category maps of published benchmarks have rules of their own.
 _SEMANTIC = {"voc2012_sbd": metrics.VOC, "cityscapes": metrics.CITYSCAPES}
 _OWN = metrics.SemanticProtocol("nan_excluded", background=True)
-
-
 _NUM_WORST = 20
 
 
@@ -162,21 +160,7 @@ def evaluate(
     raise ValueError(f"{dataset.name} has no instances to take boxes from.")
   leaks = _check_leaks(predictor, dataset, allow_leak)
   number = min(len(dataset), max_images or len(dataset))
-  mine = range(jax.process_index(), number, jax.process_count())
-  count_void = counts_void(dataset)
-  scores = Scores(len(dataset.categories) + 1, dataset.has_instances, protocol)
-  bar = tqdm(
-    total=len(mine),
-    desc=f"evaluate {dataset.split}",
-    unit="image",
-    disable=not progress or jax.process_index() > 0,
-  )
-  with bar:
-    for examples in _batches(dataset, mine, predictor.batch_size):
-      results = predict(predictor, examples, oracle)
-      for example, result in zip(examples, results, strict=True):
-        scores.add(result, example, count_void)
-      bar.update(len(examples))
+  scores = _score(predictor, dataset, number, protocol, oracle, progress)
   for other in _other_processes(scores):
     scores.merge(other)
   semantic = _SEMANTIC.get(dataset.name, _OWN)
@@ -240,6 +224,26 @@ def draw(
     prefix = f"{number:02}_" if numbered else ""
     name = str(example["id"]).replace("/", "_")  # an id may name a folder
     visualize.save(directory / f"{prefix}{name}.png", picture)
+
+
+def _score(predictor, dataset, number, protocol, oracle, progress):
+  """The sums of this process's share of the first `number` images."""
+  mine = range(jax.process_index(), number, jax.process_count())
+  count_void = counts_void(dataset)
+  scores = Scores(len(dataset.categories) + 1, dataset.has_instances, protocol)
+  bar = tqdm(
+    total=len(mine),
+    desc=f"evaluate {dataset.split}",
+    unit="image",
+    disable=not progress or jax.process_index() > 0,
+  )
+  with bar:
+    for examples in _batches(dataset, mine, predictor.batch_size):
+      results = predict(predictor, examples, oracle)
+      for example, result in zip(examples, results, strict=True):
+        scores.add(result, example, count_void)
+      bar.update(len(examples))
+  return scores
 
 
 def _batches(dataset, indices, size) -> Iterator[list[Example]]:

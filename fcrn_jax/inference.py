@@ -1,4 +1,4 @@
-"""Score and box maps of images of any size: views, tiles and averaging.
+"""Score and box maps of images of any size: views and their averages.
 
 A network sees few distinct sizes: images are padded to the lengths of
 `bucket`, so that a folder of many sizes compiles few times. Networks are told
@@ -8,8 +8,8 @@ padding never reaches the result: cells beyond the image repeat its last ones.
 Views are the same image flipped, resized and moved by less than a stride (the
 paper's multi-view testing; PROTOCOL b.2). Their maps are brought back to the
 cells of the image, probabilities and absolute boxes, and averaged there.
-Larger images go through in overlapping tiles whose maps are blended into one,
-so that voting happens once for the whole image.
+Larger images go through in overlapping tiles (see tiling), so that voting
+happens once for the whole image.
 """
 
 import functools
@@ -26,6 +26,7 @@ from jaxtyping import Float, Int, Num, UInt8
 from tqdm import tqdm
 
 from fcrn_jax import boxes as box_algebra
+from fcrn_jax import tiling
 from fcrn_jax.types import Array
 
 # Outputs of models.FCRN for images and the size (height, width) of the part of
@@ -34,7 +35,6 @@ ApplyFn = Callable[
   [UInt8[Array, "b H W 3"], Int[Array, "b 2"]], Mapping[str, Array]
 ]
 FILL = (124, 117, 104)  # mean RGB, as in training (data.pipeline)
-_BLEND = 4  # cells over which neighbouring tiles are mixed; ours
 
 
 class Options(NamedTuple):
@@ -122,8 +122,9 @@ def predict_maps(
     maps = batch_maps(apply_fn, [as_rgb(image)], stride, options)
     return jax.tree.map(lambda x: np.asarray(x[0, :height, :width]), maps)
   _check_tile(stride, options)
+  overlap = math.ceil(options.tile_overlap / stride)
   rows_and_columns = [
-    tile_spans(math.ceil(n / stride), side // stride, options, stride)
+    tiling.spans(math.ceil(n / stride), side // stride, overlap)
     for n in image.shape[:2]
   ]
   pairs = list(itertools.product(*rows_and_columns))
@@ -207,49 +208,6 @@ def resize(
   return cv2.resize(image, (width, height), interpolation=method)
 
 
-class Span(NamedTuple):
-  """One tile along one axis, in cells of the network."""
-
-  start: int  # first cell of the tile
-  stop: int
-  first: int  # first cell that it contributes to
-  weights: Float[np.ndarray, "n"]  # of the cells from `first` on
-
-  def pixels(self, stride: int) -> slice:
-    """The tile's pixels; may reach beyond the image."""
-    return slice(self.start * stride, self.stop * stride)
-
-
-def tile_spans(
-  length: int, tile: int, options: Options, stride: int
-) -> list[Span]:
-  """Tiles over `length` cells; the weights of each cell's tiles add up to 1.
-
-  Neighbours meet in the middle of their overlap, where each has seen most of
-  the other's side, and are mixed over a few cells around it.
-  """
-  if length <= tile:
-    return [Span(0, length, 0, np.ones(length, np.float32))]
-  step = tile - math.ceil(options.tile_overlap / stride)
-  starts = [*range(0, length - tile, step), length - tile]
-  # Share of the right one of neighbours a, b at every cell.
-  cells = np.arange(length) + 0.5
-  shares = [np.ones(length)]
-  for left, right in itertools.pairwise(starts):
-    middle = (left + tile + right) / 2
-    blend = min(_BLEND, left + tile - right)
-    ramp = (cells - middle) / blend + 0.5 if blend else cells > middle
-    shares.append(np.clip(ramp, 0, 1))
-  shares.append(np.zeros(length))
-  spans = []
-  for i, start in enumerate(starts):
-    weights = np.float32(shares[i] - shares[i + 1])
-    used = np.flatnonzero(weights)
-    first, last = used[0], used[-1]
-    spans.append(Span(start, start + tile, first, weights[first : last + 1]))
-  return spans
-
-
 def _check_tile(stride: int, options: Options):
   overlap = options.tile_overlap
   if bucket(options.tile) != options.tile or options.tile < 4 * stride:
@@ -270,20 +228,13 @@ def _ceil_to(size, multiple):
 
 def _add_tile(total, tile, spans, stride, shifts):
   """Adds one tile's weighted share to the maps of the whole image."""
-  slices, inside, weights = [], [], []
-  for span, length in zip(spans, total.probs.shape, strict=False):
-    first = span.first * shifts
-    weight = np.repeat(span.weights, shifts)[: length - first]
-    slices.append(slice(first, first + len(weight)))
-    begin = (span.first - span.start) * shifts
-    inside.append(slice(begin, begin + len(weight)))
-    weights.append(weight)
-  weight = (weights[0][:, None] * weights[1])[..., None]
-  total.probs[tuple(slices)] += weight * tile.probs[tuple(inside)]
+  place = tiling.place(*spans, total.probs.shape[:2], shifts)
+  weight = place.weight[..., None]
+  total.probs[place.target] += weight * tile.probs[place.source]
   if tile.boxes is not None:
     origin = np.float32([span.start * stride for span in spans] * 2)
-    boxes = tile.boxes[tuple(inside)] + origin
-    total.boxes[tuple(slices)] += weight[..., None] * boxes
+    boxes = tile.boxes[place.source] + origin
+    total.boxes[place.target] += weight[..., None] * boxes
 
 
 def _moves(stride, k):

@@ -23,7 +23,8 @@ ALLOWED = {
   "visualize": {"types", "boxes"},
   "training.optimizer": {"types"},
   "training.writers": {"types"},
-  "inference": {"types", "boxes"},
+  "tiling": {"types"},
+  "inference": {"types", "boxes", "tiling"},
   "predictor": {
     "types", "boxes", "models", "inference", "instances", "checkpoint",
     "visualize", "export", "data",

@@ -279,20 +279,6 @@ def test_padding_changes_nothing(tiny, monkeypatch):
   assert np.abs(more.probs - maps.probs).max() < 0.1
 
 
-def test_tile_weights_add_up_to_one():
-  for length in (10, 32, 33, 100, 257):
-    for overlap in (0, 4, 16, 64):
-      options = Options(tile=128, tile_overlap=overlap)
-      spans = inference.tile_spans(length, 32, options, STRIDE)
-      total = np.zeros(length)
-      for span in spans:
-        assert span.start >= 0 and span.stop <= max(length, 32)
-        stop = span.first + len(span.weights)
-        assert span.start <= span.first and stop <= span.stop
-        total[span.first : stop] += span.weights
-      np.testing.assert_allclose(total, 1, atol=1e-6)
-
-
 def test_memory_mapped_and_gray_images(tmp_path):
   rng = np.random.default_rng(3)
   image = rng.integers(0, 255, (200, 300), np.uint8)
