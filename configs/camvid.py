@@ -38,13 +38,15 @@ def get_config(edition: str = "cpu") -> ConfigDict:
     default.use_large_gpu(config)
     config.model.name = "fcrn50_s4_k3_d2"
     config.data.crop = (320, 416)
-    config.num_steps = 10_000
+    config.num_steps = 20_000
+    config.coarse = 0.75
   else:
     config.model.name = "fcrn18_s8_k3_d2"
     config.model.width = 32
     config.data.crop = (256, 320)
     config.batch_size = 8
-    config.num_steps = 5500
+    config.num_steps = 8000
+    config.coarse = 0.75
     config.optim.lr = 3e-3
     config.optim.warmup_steps = 100
     config.ema = 0.995

@@ -68,6 +68,9 @@ def get_config() -> ConfigDict:
 
   config.batch_size = 16  # over all devices [A]
   config.num_steps = 30_000
+  # Share of the steps, the first, that train every second cell alone, with the
+  # same weights at twice the stride: two to three times as fast.
+  config.coarse = 0.0
   config.optim = ConfigDict()
   config.optim.name = "sgd"
   config.optim.lr = 0.0016  # [A]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fcrn_jax import models
+from tests.networks import random_variables
 
 HEADS = {"semantic": 4, "boxes": 3}
 
@@ -50,6 +51,23 @@ def test_parameter_tree_has_the_contracts_names():
     "conv1", "bn1", "conv2", "bn2", "conv3", "bn3",
     "downsample_conv", "downsample_bn",
   }  # fmt: skip
+
+
+@pytest.mark.parametrize("classifier_width", [0, 8])
+def test_coarser_network_is_every_second_cell(classifier_width):
+  model = models.create(
+    "fcrn18_s4_k3_d2", HEADS, width=8, classifier_width=classifier_width
+  )
+  variables = random_variables(model)
+  fine = jax.jit(model.apply)(variables, _images())
+  coarse = jax.jit(model.coarser(2).apply)(variables, _images())
+  for head, maps in fine.items():
+    expected = maps[:, ::2, ::2]
+    assert float(jnp.abs(expected).max()) > 0.1
+    np.testing.assert_allclose(coarse[head], expected, atol=1e-4, rtol=1e-4)
+  assert model.coarser(1) == model
+  with pytest.raises(ValueError, match="no network 4 times as coarse"):
+    model.coarser(4)
 
 
 def test_box_head_starts_near_one_box_unit():

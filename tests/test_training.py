@@ -136,6 +136,31 @@ def test_finer_labels_meet_interpolated_logits():
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+def test_coarse_logits_stand_where_their_cells_are():
+  # Cells 0 and 2 of four, labels of half a cell: linear logits stay linear.
+  rising = jnp.arange(4.0)[None, :, None, None] * jnp.ones((1, 4, 4, 2))
+  logits = rising * jnp.array([0.0, 1.0])
+  labels = jnp.ones((1, 8, 8), jnp.uint8).at[:, 5:].set(255)  # cell 2's end
+
+  def loss(logits, factor):
+    outputs, batch = {"semantic": logits}, {"semantic": labels}
+    return step.total_loss(outputs, batch, step.LossOptions(k=None), factor)[0]
+
+  fine = loss(logits, 1)
+  np.testing.assert_allclose(loss(logits[:, ::2, ::2], 2), fine, rtol=1e-6)
+  assert abs(loss(logits[:, ::2, ::2], 1) - fine) > 0.01
+
+
+def test_coarse_boxes_are_those_of_their_cells():
+  batch = {k: jnp.asarray(v) for k, v in random_batch().items()}
+  boxes = jnp.ones((8, 3, 3, 2, 4))
+  options = step.LossOptions(box_k=None)
+  loss, _ = step.total_loss({"boxes": boxes}, batch, options, 2)
+  cut = {name: value[:, ::2, ::2] for name, value in batch.items()}
+  expected, _ = step.total_loss({"boxes": boxes}, cut, options)
+  assert expected > 0 and loss == expected
+
+
 def test_schedules_by_hand():
   linear = optimizer.schedule("linear", 1.0, num_steps=12, warmup_steps=2)
   rates = [float(linear(i)) for i in (0, 1, 2, 7, 12)]
@@ -176,15 +201,28 @@ def tiny_config(**changes):
   return config.lock()
 
 
-def test_continued_run_ends_bit_identical(tmp_path):
-  whole = loop.train(tiny_config(), tmp_path / "whole")
+@pytest.mark.parametrize(("name", "coarse", "factors"), [
+  ("fcrn_tiny", 0.0, [1, 1, 1]),
+  ("fcrn18_s4_k3_d2", 0.5, [2, 1, 2, 1, 1]),  # coarse to step 3
+])  # fmt: skip
+def test_continued_run_ends_bit_identical(
+  tmp_path, monkeypatch, name, coarse, factors
+):
+  config = tiny_config(
+    **{"model.name": name, "model.width": 16 if coarse else 64}, coarse=coarse
+  )
+  make, seen = step.make_train_step, []
+  monkeypatch.setattr(
+    step, "make_train_step", lambda *a: seen.append(a[-1]) or make(*a)
+  )
+  whole = loop.train(config, tmp_path / "whole")
   # The checkpoint of step 3 is between two of the log (2, 4); stop after 5.
-  config = tiny_config()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(checkpoint.Checkpointer, "reached_preemption",
                   lambda self, now: now == 5)  # fmt: skip
     loop.train(config, tmp_path / "parts")
-  continued = loop.train(tiny_config(), tmp_path / "parts")
+  continued = loop.train(config, tmp_path / "parts")
+  assert seen == factors
   assert int(continued.step) == 6
   jax.tree.map(np.testing.assert_array_equal, whole, continued)
   steps = [

@@ -141,6 +141,23 @@ class FCRN(nn.Module):
     """Input pixels per output pixel."""
     return self.spec.stride
 
+  def coarser(self, factor: int) -> "FCRN":
+    """The network whose cells are every factor-th one of this one's.
+
+    Its parameters are the same: only strides and dilations differ.
+    """
+    dilation, rest = divmod(self.spec.dilation, factor)
+    if (rest and self.spec.kernel > 1) or self.stride * factor > 32:
+      raise ValueError(
+        f"{self.spec.name} has no network {factor} times as coarse; its stride"
+        f" times {factor} must be at most 32 and its classifier's dilation a"
+        f" multiple of {factor}."
+      )
+    spec = dataclasses.replace(
+      self.spec, stride=self.stride * factor, dilation=max(dilation, 1)
+    )
+    return self.clone(spec=spec)
+
   @nn.compact
   def __call__(
     self,

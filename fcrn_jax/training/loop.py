@@ -139,11 +139,21 @@ def train(
     logging.info("network %s, %s", config.model.name, overview.split("\n")[-1])
   state = parallel.replicate(state)
   start = int(state.step)
-  train_step = parallel.pmap_step(
-    step.make_train_step(
-      model, tx, _loss_options(config), _preprocessing(config), config.ema
+
+  def compiled_step(factor):
+    return parallel.pmap_step(
+      step.make_train_step(
+        model.coarser(factor),
+        tx,
+        _loss_options(config),
+        _preprocessing(config),
+        config.ema,
+        factor,
+      )
     )
-  )
+
+  num_coarse = round(config.coarse * config.num_steps)
+  train_step = compiled_step(2 if start < num_coarse else 1)
   writer = writers.MetricsWriter(workdir, start, main_process)
   # The devices of one CPU share threads: two steps under way at once can each
   # hold those that the other's collectives wait for.
@@ -159,6 +169,8 @@ def train(
   )
   with progress:
     for now in range(start + 1, config.num_steps + 1):
+      if start < num_coarse == now - 1:
+        train_step = compiled_step(1)
       batch = parallel.split_batch(next(batches), jax.local_device_count())
       state, metrics = train_step(state, batch)
       if wait_each_step:

@@ -61,11 +61,14 @@ def make_train_step(
   options: LossOptions,
   preprocessing: Preprocessing,
   ema: float = 0.0,
+  factor: int = 1,
 ) -> Callable:
   """step(state, batch) -> (state, metrics), under a mapped axis AXIS.
 
   Gradients and metrics are means over devices, so that the state stays equal
   on all of them. The random key depends on step and device alone.
+
+  factor: cells of the batch per cell of a model.coarser, on each axis.
   """
 
   def step(state: TrainState, batch: Mapping[str, Array]):
@@ -81,7 +84,7 @@ def make_train_step(
         mutable=["batch_stats"],
         rngs={"dropout": key},
       )
-      loss, metrics = total_loss(outputs, batch, options)
+      loss, metrics = total_loss(outputs, batch, options, factor)
       return loss, (metrics, updates.get("batch_stats", state.batch_stats))
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -110,17 +113,22 @@ def make_train_step(
 
 
 def total_loss(
-  outputs: Mapping[str, Array], batch: Mapping[str, Array], options: LossOptions
+  outputs: Mapping[str, Array],
+  batch: Mapping[str, Array],
+  options: LossOptions,
+  factor: int = 1,
 ) -> tuple[Array, dict[str, Array]]:
-  """Loss of the heads that the model has, and scalars for the log."""
+  """Loss of the heads that the model has, and scalars for the log.
+
+  Labels may be finer than the logits, which are interpolated then; of the
+  boxes, those of every factor-th cell count; see make_train_step.
+  """
   total, metrics = 0.0, {}
   if "semantic" in outputs:
     labels = batch["semantic"].astype(jnp.int32)
     logits = outputs["semantic"]
-    if labels.shape != logits.shape[:-1]:  # finer: data.label_stride
-      logits = jax.image.resize(
-        logits, (*labels.shape, logits.shape[-1]), "linear"
-      )
+    if labels.shape != logits.shape[:-1]:  # finer
+      logits = _interpolate(logits, labels.shape[1:], factor)
     loss, stats = losses.bootstrapped_cross_entropy(
       logits,
       labels,
@@ -132,12 +140,16 @@ def total_loss(
     total += loss
     metrics |= {"semantic_loss": loss} | _named("semantic", stats)
   if "boxes" in outputs:
+    boxes, classes, valid, weights = (
+      batch[name][:, ::factor, ::factor]
+      for name in ("boxes", "classes", "valid", "weights")
+    )
     loss, stats = losses.bootstrapped_box_loss(
       outputs["boxes"],
-      batch["boxes"],
-      batch["classes"].astype(jnp.int32),
-      batch["valid"],
-      batch["weights"],
+      boxes,
+      classes.astype(jnp.int32),
+      valid,
+      weights,
       k=options.box_k,
       scope=options.scope,
       unit=options.box_unit,
@@ -146,6 +158,20 @@ def total_loss(
     total += options.box_weight * loss
     metrics |= {"box_loss": loss} | _named("box", stats)
   return total, {"loss": total} | metrics
+
+
+def _interpolate(logits, size, factor):
+  """Logits `b h w c` at every label, linearly; edges repeated."""
+  for axis, length in enumerate(size, 1):
+    number = logits.shape[axis]
+    per_cell = -(-length // number)
+    # A label's centre in cells, less that of cell 0: those of a coarser network
+    # have the centres of the cells that they are.
+    position = (jnp.arange(length) + 0.5) / per_cell - 0.5 / factor
+    position = jnp.clip(position, 0, number - 1)
+    weights = nn.relu(1 - jnp.abs(position[:, None] - jnp.arange(number)))
+    logits = jnp.moveaxis(jnp.tensordot(logits, weights, (axis, 1)), -1, axis)
+  return logits
 
 
 def _named(head, stats):
