@@ -32,6 +32,12 @@ class Archive(NamedTuple):
   sha256: str | None = None
 
 
+class Options(NamedTuple):
+  """Fields of data.load(name, options=...) for a data set of archives."""
+
+  partial: bool = False  # accept a sample of the data, with a warning
+
+
 def find(directory: pathlib.Path, archive: Archive, help_text: str):
   """The archive's folder below `directory`: extracted, or extracted now.
 
@@ -164,6 +170,14 @@ def instructions(
     lines.append(f"  {archive.file:30} {size:>12}  {archive.url}")
   lines += [f"  See {page}.", f"  {time}"]
   return "\n".join(lines)
+
+
+def check_split(name: str, split: str, known: Iterable[str]) -> None:
+  """ValueError unless `split` is one of the data set's."""
+  if split not in known:
+    raise ValueError(
+      f"{name} has no split {split!r}; expected one of {list(known)}."
+    )
 
 
 def check_counts(

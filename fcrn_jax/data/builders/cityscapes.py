@@ -8,7 +8,7 @@ Splits: train 2,975, val 500.
 
 import functools
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -50,12 +50,7 @@ HELP = archives.instructions(
   "At 100 Mbit/s 16 minutes to fetch, about 15 to prepare in one process, "
   "4 in four.",
 )
-
-
-class Options(NamedTuple):
-  """Fields of data.load("cityscapes", options=...)."""
-
-  partial: bool = False  # accept a sample of the data, with a warning
+Options = archives.Options
 
 
 def load(path: Any, split: str, options: Options) -> Functions:
@@ -63,10 +58,7 @@ def load(path: Any, split: str, options: Options) -> Functions:
 
   ValueError if they are missing, damaged, or not the official number.
   """
-  if split not in SPLITS:
-    raise ValueError(
-      f"cityscapes has no split {split!r}; expected one of {list(SPLITS)}."
-    )
+  archives.check_split("cityscapes", split, SPLITS)
   root = pathlib.Path(path).expanduser()
   images = archives.find(root, IMAGES, HELP) / split
   fine = archives.find(root, FINE, HELP) / split

@@ -7,7 +7,7 @@ ones: train 4,998, val 5,105. No instances, no void.
 
 import functools
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -58,12 +58,7 @@ HELP = archives.instructions(
   (VOC, CONTEXT),
   "At 100 Mbit/s 2 minutes to fetch, about 1 to prepare.",
 )
-
-
-class Options(NamedTuple):
-  """Fields of data.load("pascal_context", options=...)."""
-
-  partial: bool = False  # accept a sample of the data, with a warning
+Options = archives.Options
 
 
 def load(path: Any, split: str, options: Options) -> Functions:
@@ -71,10 +66,7 @@ def load(path: Any, split: str, options: Options) -> Functions:
 
   ValueError if they are missing, damaged, or not the official number.
   """
-  if split not in SPLITS:
-    raise ValueError(
-      f"pascal_context has no split {split!r}; expected one of {list(SPLITS)}."
-    )
+  archives.check_split("pascal_context", split, SPLITS)
   root = pathlib.Path(path).expanduser()
   voc = archives.find(root, VOC, HELP)
   context = archives.find(root, CONTEXT, HELP)

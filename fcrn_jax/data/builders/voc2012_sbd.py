@@ -17,7 +17,7 @@ VOC has void borders (255), SBD has no void.
 import functools
 import pathlib
 from collections.abc import Set
-from typing import Any, NamedTuple
+from typing import Any
 
 from fcrn_jax.data import folder
 from fcrn_jax.data.builders import archives
@@ -52,12 +52,7 @@ HELP = archives.instructions(
   "At 100 Mbit/s 5 minutes to fetch; all splits take about 5 minutes to "
   "prepare in one process, 2 in four.",
 )
-
-
-class Options(NamedTuple):
-  """Fields of data.load("voc2012_sbd", options=...)."""
-
-  partial: bool = False  # accept a sample of the data, with a warning
+Options = archives.Options
 
 
 def load(path: Any, split: str, options: Options) -> Functions:
@@ -65,10 +60,7 @@ def load(path: Any, split: str, options: Options) -> Functions:
 
   ValueError if they are missing, damaged, or not the official number.
   """
-  if split not in SPLITS:
-    raise ValueError(
-      f"voc2012_sbd has no split {split!r}; expected one of {list(SPLITS)}."
-    )
+  archives.check_split("voc2012_sbd", split, SPLITS)
   root = pathlib.Path(path).expanduser()
   voc = archives.find(root, VOC, HELP)
   try:
