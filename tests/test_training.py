@@ -303,6 +303,14 @@ def test_boxes_alone_train_and_are_not_scored(tmp_path, capsys):
     loop.train(tiny_config(**changes, eval_every=1), tmp_path)
 
 
+def test_coarse_steps_that_cannot_be_are_refused_first(tmp_path):
+  with pytest.raises(ValueError, match=r"coarse is 75\.0; expected a share"):
+    loop.train(tiny_config(coarse=75), tmp_path)
+  with pytest.raises(ValueError, match="fcrn_tiny has no network 2 times"):
+    loop.train(tiny_config(coarse=0.5), tmp_path)
+  assert not (tmp_path / "config.json").exists()
+
+
 def test_what_evaluation_would_refuse_is_refused_first(tmp_path, monkeypatch):
   # A ValueError, or in tests that of beartype.
   with pytest.raises(Exception, match="protocol"):

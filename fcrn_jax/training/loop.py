@@ -98,6 +98,10 @@ def train(
     raise ValueError(
       "config.eval_every needs a network of categories; set it to 0."
     )
+  if not 0 <= config.coarse <= 1:
+    raise ValueError(
+      f"config.coarse is {config.coarse}; expected a share of steps, 0 to 1."
+    )
   with config.unlocked():
     config.categories = tuple(dataset.categories)
     config.category_ids = tuple(getattr(dataset, "category_ids", ()))
@@ -132,15 +136,9 @@ def train(
     checkpoint.refuse_other_config(workdir, config)
     batches.set_state(position)
     logging.info("continuing %s at step %d", workdir, int(state.step))
-  if main_process:
-    checkpoint.write_config(workdir, config)
-    overview = parameter_overview.get_parameter_overview(state.params)
-    (workdir / "parameters.txt").write_text(overview + "\n")
-    logging.info("network %s, %s", config.model.name, overview.split("\n")[-1])
-  state = parallel.replicate(state)
   start = int(state.step)
 
-  def compiled_step(factor):
+  def train_step_of(factor):
     return parallel.pmap_step(
       step.make_train_step(
         model.coarser(factor),
@@ -153,7 +151,13 @@ def train(
     )
 
   num_coarse = round(config.coarse * config.num_steps)
-  train_step = compiled_step(2 if start < num_coarse else 1)
+  train_step = train_step_of(2 if start < num_coarse else 1)
+  if main_process:
+    checkpoint.write_config(workdir, config)
+    overview = parameter_overview.get_parameter_overview(state.params)
+    (workdir / "parameters.txt").write_text(overview + "\n")
+    logging.info("network %s, %s", config.model.name, overview.split("\n")[-1])
+  state = parallel.replicate(state)
   writer = writers.MetricsWriter(workdir, start, main_process)
   # The devices of one CPU share threads: two steps under way at once can each
   # hold those that the other's collectives wait for.
@@ -170,7 +174,7 @@ def train(
   with progress:
     for now in range(start + 1, config.num_steps + 1):
       if start < num_coarse == now - 1:
-        train_step = compiled_step(1)
+        train_step = train_step_of(1)
       batch = parallel.split_batch(next(batches), jax.local_device_count())
       state, metrics = train_step(state, batch)
       if wait_each_step:
