@@ -32,6 +32,12 @@ _PROTOCOL = flags.DEFINE_enum(
   "protocol", None, ["sds", "mnc", "coco", "matching"], "Default the config's."
 )
 _MAX_IMAGES = flags.DEFINE_integer("max_images", 0, "Only so many; 0: all.")
+_TTA = flags.DEFINE_bool(
+  "tta",
+  True,
+  "Test-time augmentation: all views of the config; --notta: one, which is"
+  " several times as fast.",
+)
 _ORACLE = flags.DEFINE_enum(
   "oracle", "", ["", "categories", "boxes", "both"], "What is true, not found."
 )
@@ -58,6 +64,8 @@ def main(argv):
       localization=_LOCALIZATION.value,
       step=_STEP.value,
     )
+    if not _TTA.value:
+      predictor.views = predictor.views.one_view()
     config = checkpoint.read_config(workdir)
     dataset = common.load_split(config, _SPLIT.value, _DATA.value)
     scores = evaluation.evaluate(

@@ -38,6 +38,12 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for what is found.")
 _MAX_INSTANCES = flags.DEFINE_integer(
   "max_instances", None, "Room for so many; default the config's."
 )
+_TTA = flags.DEFINE_bool(
+  "tta",
+  True,
+  "Test-time augmentation: all views of the config; --notta: one, which is"
+  " several times as fast.",
+)
 _EXPLAIN = flags.DEFINE_bool(
   "explain", False, "Also <stem>_explain.png: each instance's votes."
 )
@@ -67,6 +73,8 @@ def main(argv):
       localization=_LOCALIZATION.value,
       step=_STEP.value,
     )
+    if not _TTA.value:
+      predictor.views = predictor.views.one_view()
     if _MAX_INSTANCES.value:
       predictor.options = dataclasses.replace(
         predictor.options, max_instances=_MAX_INSTANCES.value

@@ -14,15 +14,22 @@ _FLAG = "xla_cpu_experimental_ynn_fusion_type"
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
+# Whether `prepare` was called: programs traced afterwards take the quickest
+# form, whose sums agree with the exact one's to rounding.
+prepared = False
+
 
 def prepare() -> None:
-  """Sets XLA's flags and the allocator of this process; before JAX's first use.
+  """Makes this process quick on a CPU; to be called before JAX's first use.
 
   Convolutions by Eigen instead of YNNPACK, which takes up to twice its time
-  for 64 and 128 channels, and memory that is kept from one call to the next
-  instead of being mapped anew (glibc only): together 1.2 to 1.6 times as fast
-  (BUILD.md, "Measuring"). What XLA_FLAGS says already is left as it is.
+  for 64 and 128 channels; those of many channels by models.winograd; and
+  memory that is kept from one call to the next instead of being mapped anew
+  (glibc only). What each gives: BUILD.md, "Measuring". What XLA_FLAGS says
+  already is left as it is.
   """
+  global prepared
+  prepared = True
   flags = os.environ.get("XLA_FLAGS", "")
   major, minor = jax.__version_info__[:2]
   if major == 0 and minor in _VERSIONS and _FLAG not in flags:

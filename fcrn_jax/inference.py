@@ -46,6 +46,10 @@ class Options(NamedTuple):
   tile: int = 2048  # longest side that goes in whole, pixels; 0: any
   tile_overlap: int = 256  # pixels that neighbouring tiles share
 
+  def one_view(self) -> "Options":
+    """The same without test-time augmentation: several times as fast."""
+    return self._replace(flip=False, scales=(1.0,), shifts=1)
+
 
 ONE_VIEW = Options()
 

@@ -46,7 +46,10 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   return workdirs.make(
-    tmp_path_factory.mktemp("workdir"), data__num_val=3, model__box_unit=16.0
+    tmp_path_factory.mktemp("workdir"),
+    data__num_val=3,
+    model__box_unit=16.0,
+    inference__flip=True,
   )
 
 
@@ -134,7 +137,7 @@ def test_equal_stems_get_their_suffix(workdir, cache, tmp_path):
     image.save(tmp_path / name)
   out = tmp_path / "out"
   run("experiments.predict", f"--workdir={workdir}", f"--output={out}",
-      f"--images={tmp_path}", cache=cache)  # fmt: skip
+      f"--images={tmp_path}", "--notta", cache=cache)  # fmt: skip
   assert {p.name for p in out.glob("*_semantic.png")} == {
     "a_png_semantic.png", "a_jpg_semantic.png", "b_semantic.png"
   }  # fmt: skip
@@ -146,9 +149,11 @@ def test_evaluate_and_tune(workdir, cache):
   assert "matching_0.5" in text and "3 images of shapes" in text
   before = json.loads((workdir / "eval_val.json").read_text())
   assert before["checkpoint_step"] == 7 and before["num_images"] == 3
-  text = run(*evaluate, "--oracle=both", "--protocol=mnc", cache=cache)
+  assert "flip=True" in before["views"]
+  run(*evaluate, "--oracle=both", "--protocol=mnc", "--notta", cache=cache)
   oracle = json.loads((workdir / "eval_val_oracle_both.json").read_text())
   assert oracle["protocol"] == "mnc" and oracle["ap_r_0.5"] > 0.5
+  assert "flip=False" in oracle["views"]
   text = run(*evaluate, "--split=train", "--max_images=2", code=1, cache=cache)
   assert "was trained on" in text and "Traceback" not in text
 

@@ -9,7 +9,13 @@ import pytest
 
 from fcrn_jax import cpu
 
+pytestmark = pytest.mark.usefixtures("_unprepared_afterwards")
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+
+
+@pytest.fixture
+def _unprepared_afterwards(monkeypatch):
+  monkeypatch.setattr(cpu, "prepared", False)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ ALLOWED = {
   "metrics": {"types", "boxes"},
   "instances": {"types", "boxes"},
   "data": {"types", "boxes"},
-  "models": {"types"},
+  "models": {"types", "cpu"},
   "checkpoint": {"types"},
   "visualize": {"types", "boxes"},
   "training.optimizer": {"types"},

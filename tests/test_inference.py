@@ -129,6 +129,11 @@ def test_impossible_shifts_are_refused(shifts):
     inference.map_stride(4, Options(shifts=shifts))
 
 
+def test_one_view_keeps_the_tiles():
+  options = inference.Options(True, (1.0, 2.0), 2, tile=64, tile_overlap=8)
+  assert options.one_view() == inference.Options(tile=64, tile_overlap=8)
+
+
 def test_buckets_hold_their_sizes_and_are_few():
   sizes = [inference.bucket(n) for n in range(1, 4097)]
   assert all(b >= n for n, b in enumerate(sizes, 1))

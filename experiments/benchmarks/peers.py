@@ -10,7 +10,7 @@ Every peer trains from random weights for `minutes` by its makers' published
 recipe, on its own choice of thresholds, made on a tenth of the training
 images. Accuracy and time as of experiments.evaluate, after one unmeasured
 image; `images` of the val list, default all. `workdirs` adds networks of ours,
-joined by "+", as they are.
+joined by "+", as they are; with tta=0 in one view instead of the config's.
 
 stardist: its notebook for 2D (32 rays, grid 2, flips, turns, intensity),
 needs `pip install stardist tensorflow`. maskrcnn: torchvision's
@@ -57,6 +57,10 @@ def run(options: dict) -> list[dict]:
     from fcrn_jax.predictor import Predictor
 
     predictor = Predictor.load(workdir)
+    name = f"fcrn_jax {pathlib.Path(workdir).name}"
+    if options.get("tta") == "0":
+      name += ", one view"
+      predictor.views = predictor.views.one_view()
 
     def predict(image, predictor=predictor):
       result = predictor(image)
@@ -64,7 +68,7 @@ def run(options: dict) -> list[dict]:
 
     row = _score(predict, val, len(train.categories) + 1)
     rows.append({
-      "network": f"fcrn_jax {pathlib.Path(workdir).name}",
+      "network": name,
       "steps": predictor.step, "minutes": _minutes(workdir), **row,
     })  # fmt: skip
   return rows
@@ -249,26 +253,34 @@ def maskrcnn(train, minutes: float) -> tuple[Callable, int]:
   )  # fmt: skip
   steps = _train_torch(net, sgd, batch_loss, minutes, warmup=500)
 
-  def predict(image, floor=None):
+  def detect(image, floors):
+    """Label map, classes and scores above each of the floors."""
     with torch.inference_mode():
       found = net([tensor(image)])[0]
     found = {name: value.cpu().numpy() for name, value in found.items()}
-    keep = found["scores"] > (chosen if floor is None else floor)
-    masks = found["masks"][keep, 0] > 0.5
     nothing = np.zeros((1, *image.shape[:2]), bool)
-    # The best one has the pixel.
-    labels = np.concatenate([nothing, masks])
-    labels = np.where(labels.any(0), labels.argmax(0), 0)
-    return None, labels, found["labels"][keep], found["scores"][keep]
+    for floor in floors:
+      keep = found["scores"] > floor
+      # The best one has the pixel.
+      labels = np.concatenate([nothing, found["masks"][keep, 0] > 0.5])
+      labels = np.where(labels.any(0), labels.argmax(0), 0)
+      yield labels, found["labels"][keep], found["scores"][keep]
 
-  def held_score(floor):
-    def fixed(image):
-      return predict(image, floor)
+  floors = (0.3, 0.5, 0.7)
+  scores = {
+    floor: metrics.InstanceEvaluator(len(train.categories) + 1)
+    for floor in floors
+  }
+  for i in tqdm(held, desc="choose", unit="image"):
+    example = train[i]
+    results = detect(example["image"], floors)
+    for floor, result in zip(floors, results, strict=True):
+      scores[floor].add(*result, example["instances"], example["classes"])
+  best = max(floors, key=lambda f: scores[f].result("matching")["matching_0.5"])
 
-    examples = [train[i] for i in held]
-    return _score(fixed, examples, len(train.categories) + 1)["matching_0.5"]
+  def predict(image):
+    return None, *next(detect(image, (best,)))
 
-  chosen = max((0.3, 0.5, 0.7), key=held_score)
   return predict, steps
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from fcrn_jax.models import winograd
 from fcrn_jax.types import Array
 
 
@@ -55,6 +56,8 @@ def conv(
     x = jax.lax.optimization_barrier(jnp.pad(x, edges))
   if size == 1:
     y = _product(x, kernel[0, 0])
+  elif winograd.pays(x, kernel, stride, dilation):
+    y = winograd.conv(x, kernel, dilation)
   else:
     padding = dilation * (size - 1) // 2
     y = jax.lax.conv_general_dilated(
