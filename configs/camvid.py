@@ -36,9 +36,13 @@ def get_config(edition: str = "cpu") -> ConfigDict:
   config.inference.shifts = 2
   if edition == "gpu":
     default.use_large_gpu(config)
-    config.model.name = "fcrn50_s4_k3_d2"
+    config.model.name = "fcrn18_s4_k3_d2"
     config.data.crop = (320, 416)
-    config.num_steps = 20_000
+    config.data.aspect = 0.15
+    config.data.gamma = 0.2
+    config.optim.weight_decay = 0.05
+    config.inference.scales = (0.8, 1.0, 1.25)
+    config.num_steps = 10_000
     config.coarse = 0.75
   else:
     config.model.name = "fcrn18_s8_k3_d2"

@@ -97,6 +97,7 @@ def get_config() -> ConfigDict:
 
   config.inference = ConfigDict()
   config.inference.flip = False
+  config.inference.transpose = False  # rows and columns exchanged
   config.inference.scales = (1.0,)
   config.inference.shifts = 1  # k x k sub-stride moves
   config.inference.tile = 2048  # longest side that goes in whole; 0: any
@@ -143,9 +144,9 @@ def from_random_weights() -> ConfigDict:
 
 
 def use_large_gpu(config: ConfigDict) -> None:
-  """Batch, precision and optimizer for one large GPU; not run yet."""
+  """Batch, precision and optimizer for one large GPU."""
   config.model.dtype = "bfloat16"
-  config.data.num_workers = 12
+  config.data.num_workers = 8
   config.batch_size = 16
   config.optim.lr = 2e-3
   config.optim.warmup_steps = 500

@@ -65,8 +65,11 @@ def get_config(edition: str = "minutes") -> ConfigDict:
     config.ema = 0.998
   elif edition == "gpu":
     default.use_large_gpu(config)
-    config.model.name = "fcrn34_s4_k3_d2"
     config.model.width = 64
-    config.num_steps = 24_000
-    config.coarse = 0.75
+    config.data.aspect = 0.2
+    config.data.contrast = 0.2
+    config.optim.weight_decay = 0.05
+    config.inference.transpose = True
+    config.num_steps = 15_000
+    config.coarse = 0.8
   return config.lock()

@@ -1,6 +1,8 @@
 """What makes JAX quick on a CPU, beside the programs themselves."""
 
 import ctypes
+import importlib.metadata
+import importlib.util
 import os
 import sys
 
@@ -25,8 +27,9 @@ def prepare() -> None:
   Convolutions by Eigen instead of YNNPACK, which takes up to twice its time
   for 64 and 128 channels; those of many channels by models.winograd; and
   memory that is kept from one call to the next instead of being mapped anew
-  (glibc only). What each gives: BUILD.md, "Measuring". What XLA_FLAGS says
-  already is left as it is.
+  (glibc only; not where JAX has an accelerator's plugin, whose compiler's
+  threads would wait for each other). What each gives: BUILD.md, "Measuring".
+  What XLA_FLAGS says already is left as it is.
   """
   global prepared
   prepared = True
@@ -34,9 +37,14 @@ def prepare() -> None:
   major, minor = jax.__version_info__[:2]
   if major == 0 and minor in _VERSIONS and _FLAG not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --{_FLAG}=".strip()
-  if sys.platform == "linux":
+  if sys.platform == "linux" and not _has_accelerator_plugin():
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
       mallopt(_M_MMAP_MAX, 0)
       mallopt(_M_ARENA_MAX, 1)
       mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _has_accelerator_plugin() -> bool:
+  plugins = importlib.metadata.entry_points(group="jax_plugins")
+  return bool(plugins) or importlib.util.find_spec("libtpu") is not None

@@ -45,10 +45,13 @@ class Options(NamedTuple):
   shifts: int = 1  # k: k x k sub-stride moves, giving maps of stride / k
   tile: int = 2048  # longest side that goes in whole, pixels; 0: any
   tile_overlap: int = 256  # pixels that neighbouring tiles share
+  transpose: bool = False  # average with rows and columns exchanged
 
   def one_view(self) -> "Options":
     """The same without test-time augmentation: several times as fast."""
-    return self._replace(flip=False, scales=(1.0,), shifts=1)
+    return self._replace(
+      flip=False, scales=(1.0,), shifts=1, transpose=False
+    )
 
 
 ONE_VIEW = Options()
@@ -163,6 +166,13 @@ def batch_maps(
   Cells beyond an image repeat its last ones and must not vote. Compiles once
   per padded shape and batch size.
   """
+  if options.transpose:
+    options = options._replace(transpose=False)
+    turned = [image.swapaxes(0, 1) for image in images]
+    return _mean_of_transposed(
+      batch_maps(apply_fn, images, stride, options),
+      batch_maps(apply_fn, turned, stride, options),
+    )
   fine = map_stride(stride, options)
   room = stride if options.shifts > 1 else 0
   sizes = np.array([image.shape[:2] for image in images])
@@ -268,6 +278,16 @@ def _canvas(views, flip, shape, move, stride):
     target[: y + height, :x] = target[: y + height, x : x + 1]
     sizes.append((y + height, x + width))
   return canvas, np.array(sizes, np.int32)
+
+
+@jax.jit
+def _mean_of_transposed(maps, turned) -> Maps:
+  """The mean of maps and those of the same images transposed."""
+  turned = jax.tree.map(lambda x: x.swapaxes(1, 2), turned)
+  if turned.boxes is not None:
+    boxes = turned.boxes[..., jnp.array([1, 0, 3, 2])]
+    turned = turned._replace(boxes=boxes)
+  return jax.tree.map(lambda x, y: (x + y) / 2, maps, turned)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))

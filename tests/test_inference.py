@@ -69,6 +69,8 @@ def _true_maps(image, stride):
 VIEWS = {
   "one": Options(),
   "flip": Options(flip=True),
+  "transpose": Options(transpose=True),
+  "transpose and more": Options(flip=True, shifts=2, transpose=True),
   "shifts": Options(shifts=2),
   "flip and shifts": Options(flip=True, shifts=2),
   "double": Options(scales=(2.0,)),
@@ -130,7 +132,9 @@ def test_impossible_shifts_are_refused(shifts):
 
 
 def test_one_view_keeps_the_tiles():
-  options = inference.Options(True, (1.0, 2.0), 2, tile=64, tile_overlap=8)
+  options = inference.Options(
+    True, (1.0, 2.0), 2, tile=64, tile_overlap=8, transpose=True
+  )
   assert options.one_view() == inference.Options(tile=64, tile_overlap=8)
 
 
@@ -193,6 +197,7 @@ def _pointwise(images, sizes):
   Options(tile=64, tile_overlap=16),
   Options(tile=96, tile_overlap=0),
   Options(tile=64, tile_overlap=32, flip=True, shifts=2),
+  Options(tile=64, tile_overlap=32, flip=True, transpose=True),
 ])  # fmt: skip
 def test_tiles_of_a_pointwise_network_equal_the_whole(options):
   image = np.random.default_rng(1).integers(0, 255, (131, 250, 3), np.uint8)

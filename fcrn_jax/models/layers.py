@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from fcrn_jax.models import winograd
+from fcrn_jax.models import gradients, winograd
 from fcrn_jax.types import Array
 
 
@@ -58,6 +58,8 @@ def conv(
     y = _product(x, kernel[0, 0])
   elif winograd.pays(x, kernel, stride, dilation):
     y = winograd.conv(x, kernel, dilation)
+  elif stride == 1 and dilation > 1 and gradients.pays(x):
+    y = gradients.conv(x, kernel, dilation)
   else:
     padding = dilation * (size - 1) // 2
     y = jax.lax.conv_general_dilated(
@@ -75,6 +77,8 @@ def _product(x, matrix, dtype=None):
   """x @ matrix, with the pixels as one axis: so XLA's CPU program has the
   gradient of the matrix without turning a map around.
   """
+  if gradients.pays(x):
+    return gradients.product(x, matrix, dtype or x.dtype)
   flat = x.reshape(-1, x.shape[-1])
   y = jnp.matmul(flat, matrix, preferred_element_type=dtype)
   return y.reshape(*x.shape[:-1], matrix.shape[-1])
@@ -190,8 +194,10 @@ class BatchNorm(nn.Module):
       var.value = keep * var.value + (1 - keep) * batch_var
     factor = scale * jax.lax.rsqrt(batch_var + self.epsilon)
     offset = bias - batch_mean * factor
-    factor, offset = factor.astype(x.dtype), offset.astype(x.dtype)
-    return x * _spread(factor, x) + _spread(offset, x)
+    # In float32: of half-precision values that are far from 0, the difference
+    # to their mean would lose what tells them apart.
+    x = x.astype(jnp.float32)
+    return (x * _spread(factor, x) + _spread(offset, x)).astype(conv.dtype)
 
   def _fixed(self, conv, x, train, scale, bias, mean, var):
     """By given statistics: one scale and one offset per channel."""
@@ -245,7 +251,10 @@ def wide_conv(
   """
   size, padding = kernel.shape[0], dilation * (kernel.shape[0] - 1) // 2
   wide = jnp.moveaxis(kernel, 2, 0).reshape(kernel.shape[2], -1)
-  product = _product(x, wide, jnp.float32)
+  columns = wide.shape[1]
+  if gradients.pays(x):  # whose tensor cores take eight columns at a time
+    wide = jnp.pad(wide, ((0, 0), (0, -columns % 8)))
+  product = _product(x, wide, jnp.float32)[..., :columns]
   total = jnp.zeros((), jnp.float32)
   # split, for its gradient is one concatenation.
   for tap, part in enumerate(jnp.split(product, size**2, axis=-1)):
