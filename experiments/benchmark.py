@@ -18,7 +18,7 @@ from absl import app, flags
 
 _WHATS = (
   "voting", "network", "train", "pipeline", "predict", "grouping", "oracle",
-  "tiles", "peers",
+  "tiles", "peers", "convolutions",
 )  # fmt: skip
 _WHAT = flags.DEFINE_enum("what", None, _WHATS, "What to measure.")
 _SET = flags.DEFINE_list("set", [], "Options of the benchmark, as name=value.")

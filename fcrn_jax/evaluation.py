@@ -310,7 +310,7 @@ def _stamp(predictor, dataset, protocol, semantic, number, oracle):
   """How the numbers were made."""
   ids = "\n".join(dataset.ids[:number])
   versions = {
-    f"version_{name}": importlib.metadata.version(name)
+    f"version_{name}": _version(name)
     for name in ("fcrn_jax", "jax", "flax", "numpy")
   }
   return {
@@ -332,6 +332,13 @@ def _stamp(predictor, dataset, protocol, semantic, number, oracle):
     "device": jax.devices()[0].device_kind,
     "date": datetime.date.today().isoformat(),
   }
+
+
+def _version(name):
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return None  # a checkout that was not installed
 
 
 def _json(value):

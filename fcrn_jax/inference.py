@@ -49,9 +49,7 @@ class Options(NamedTuple):
 
   def one_view(self) -> "Options":
     """The same without test-time augmentation: several times as fast."""
-    return self._replace(
-      flip=False, scales=(1.0,), shifts=1, transpose=False
-    )
+    return self._replace(flip=False, scales=(1.0,), shifts=1, transpose=False)
 
 
 ONE_VIEW = Options()

@@ -37,6 +37,26 @@ def test_an_unknown_version_of_jax_gets_no_flag(monkeypatch):
   assert os.environ["XLA_FLAGS"] == ""
 
 
+@pytest.mark.parametrize("plugins", [[], ["jax_cuda"]])
+def test_the_allocator_is_left_alone_beside_an_accelerator(
+  monkeypatch, plugins
+):
+  calls = []
+
+  class Libc:
+    mallopt = staticmethod(lambda *arguments: calls.append(arguments))
+
+  monkeypatch.setenv("XLA_FLAGS", FLAG)
+  monkeypatch.setattr(cpu.sys, "platform", "linux")
+  monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: Libc)
+  monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda _: None)
+  monkeypatch.setattr(
+    cpu.importlib.metadata, "entry_points", lambda group: plugins
+  )
+  cpu.prepare()
+  assert len(calls) == (0 if plugins else 3)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_memory_is_kept_between_calls():
   # Page faults of making and freeing 64 MiB, ten times over.

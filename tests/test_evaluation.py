@@ -123,6 +123,19 @@ def test_scores_of_a_typed_out_image(tmp_path):
   assert "matching_0.5" in text and "0.6667" in text and "0.3333" in text
 
 
+def test_a_checkout_that_is_not_installed_is_scored_too(monkeypatch):
+  def version(name):
+    if name == "fcrn_jax":
+      raise evaluation.importlib.metadata.PackageNotFoundError(name)
+    return "1.2"
+
+  monkeypatch.setattr(evaluation.importlib.metadata, "version", version)
+  nothing = result_of(np.zeros((2, 7)), np.zeros((2, 7)), [], [])
+  scores = evaluation.evaluate(Recorded([nothing]), Data([TRUTH]))
+  assert scores["version_fcrn_jax"] is None
+  assert scores["version_jax"] == "1.2"
+
+
 @pytest.mark.parametrize("has_instances", [True, False])
 def test_the_worst_images_come_first(has_instances):
   nothing = result_of(np.zeros((2, 7)), np.zeros((2, 7)), [], [])

@@ -23,6 +23,13 @@ def joint(tmp_path_factory):
   return workdirs.make(tmp_path_factory.mktemp("joint"))
 
 
+def test_a_cpu_predicts_in_full_precision(joint, tmp_path):
+  half = workdirs.make(tmp_path, model__dtype="bfloat16")
+  image = image_of(0, 40, 56)
+  ours, theirs = (Predictor.load(path).maps(image) for path in (half, joint))
+  np.testing.assert_array_equal(ours.probs, theirs.probs)
+
+
 def perfect(**settings):
   return Predictor(scenes.see, 4, ("red", "green"), **settings)
 

@@ -16,6 +16,7 @@ convolutions' operations (3 times the forward's for forward + backward).
 """
 
 import os
+from collections.abc import Callable
 
 # JAX and torch share the GPU's memory; must be set before JAX starts.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -85,7 +86,7 @@ def _compare(name, size, settings):
   seconds = timing.in_turns(calls, settings["repeats"])
   if settings["gpu"]:
     memory |= {
-      key: _torch_memory(calls[key]) for key in calls if key[0] != "jax"
+      key: torch_memory(calls[key]) for key in calls if key[0] != "jax"
     }
   return rows_of(name, size, settings, seconds, memory)
 
@@ -134,13 +135,19 @@ def _jax_calls(name, images, dtype, memory):
     calls["jax", which] = lambda program=program: jax.block_until_ready(
       program(variables, images)
     )
-    used = program.memory_analysis()
-    memory["jax", which] = (
-      used.temp_size_in_bytes
-      + used.argument_size_in_bytes
-      + used.output_size_in_bytes
-    ) // MIB
+    memory["jax", which] = jax_memory(program)
   return calls
+
+
+def jax_memory(program: jax.stages.Compiled) -> int:
+  """MiB that a compiled program holds on a device while it runs."""
+  used = program.memory_analysis()
+  return (
+    used.temp_size_in_bytes
+    + used.argument_size_in_bytes
+    + used.output_size_in_bytes
+    - used.alias_size_in_bytes
+  ) // MIB
 
 
 def _torch_calls(side, name, images, settings):
@@ -182,7 +189,8 @@ def _torch_calls(side, name, images, settings):
   return {(side, "forward"): forward, (side, "forward+backward"): both}
 
 
-def _torch_memory(call):
+def torch_memory(call: Callable[[], None]) -> int:
+  """MiB of the GPU's memory at a call's peak."""
   import torch
 
   torch.cuda.reset_peak_memory_stats()

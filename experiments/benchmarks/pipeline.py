@@ -70,7 +70,7 @@ def _consumption(network: str, crop: int, batch: int) -> float:
   images = np.zeros((batch, crop, crop, 3), np.uint8)
   cells = -(-crop // models.spec(network).stride)
   gpu = jax.default_backend() == "gpu"
-  call = train.jax_step(
+  call, _ = train.jax_step(
     network,
     images,
     np.zeros((batch, cells, cells), np.uint8),

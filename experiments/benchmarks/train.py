@@ -48,14 +48,20 @@ def _compare(name, size, settings):
   cells = -(-size // models.spec(name).stride)
   shape = settings["batch"], cells, cells
   labels = rng.integers(0, network.CLASSES, shape, np.uint8)
-  calls = {}
+  calls, memory = {}, {}
   if "jax" in settings["sides"]:
-    calls["jax", "step"] = jax_step(name, images, labels, settings["dtype"])
+    calls["jax", "step"], memory["jax", "step"] = jax_step(
+      name, images, labels, settings["dtype"]
+    )
   for side in settings["sides"]:
     if side != "jax":
       calls[side, "step"] = _torch_step(side, name, images, labels, settings)
   seconds = timing.in_turns(calls, settings["repeats"])
-  return network.rows_of(name, size, settings, seconds, {})
+  if settings["gpu"]:
+    memory |= {
+      key: network.torch_memory(calls[key]) for key in calls if key[0] != "jax"
+    }
+  return network.rows_of(name, size, settings, seconds, memory)
 
 
 def jax_step(
@@ -63,8 +69,8 @@ def jax_step(
   images: UInt8[np.ndarray, "b H W 3"],
   labels: UInt8[np.ndarray, "b h w"],
   dtype: str,
-) -> Callable[[], None]:
-  """A call that takes one step and waits for it."""
+) -> tuple[Callable[[], None], int]:
+  """A call that takes one step and waits for it; MiB on each device."""
   model = models.create(
     name, {"semantic": network.CLASSES}, dtype=jnp.dtype(dtype)
   )
@@ -78,13 +84,14 @@ def jax_step(
   )
   batch = {"image": images, "semantic": labels}
   batch = parallel.split_batch(batch, jax.local_device_count())
+  program = run_step.lower(state, batch).compile()
 
   def call():
     nonlocal state
-    state, _ = run_step(state, batch)
+    state, _ = program(state, batch)
     jax.block_until_ready(state)
 
-  return call
+  return call, network.jax_memory(program)
 
 
 def _torch_step(side, name, images, labels, settings):

@@ -49,6 +49,9 @@ class Network:
     self.config = config
     # Without a backward pass, remat would only cost time.
     self.model = create_model(config).clone(remat=False)
+    if jax.default_backend() == "cpu":
+      # Which has no arithmetic of half precision, and imitates it slowly.
+      self.model = self.model.clone(dtype=jnp.dtype(jnp.float32))
     self.preprocessing = Preprocessing(**config.preprocessing.to_dict())
     # Bound to no device, so that maps from here and from elsewhere run the
     # same compiled programs.

@@ -1,0 +1,91 @@
+"""3 x 3 convolutions by dilation, as they are and on spaced cells.
+
+  python -m experiments.benchmark --what=convolutions
+
+Options: batch, side (of the maps, cells), channels and dilations (joined by
+"+", one dilation for each), dtype, repeats. Each convolution is timed as it
+is, and without dilation on the maps of its cells that lie `dilation` apart
+(models.gradients), which are the same products; moving the cells is not
+timed. pass: the output, or the gradient of the input or of the kernel.
+"""
+
+import functools
+
+import jax
+
+from experiments.benchmarks import timing
+from fcrn_jax.models import gradients
+
+
+def run(options: dict) -> list[dict]:
+  """One row per convolution, form and pass."""
+  gpu = jax.default_backend() == "gpu"
+  batch = int(options.get("batch", 16 if gpu else 1))
+  side = int(options.get("side", 64 if gpu else 32))
+  dtype = options.get("dtype", "bfloat16" if gpu else "float32")
+  channels = options.get("channels", "256+512+512").split("+")
+  dilations = options.get("dilations", "2+4+8").split("+")
+  rows = []
+  for width, dilation in zip(channels, dilations, strict=True):
+    shape = batch, side, side, int(width)
+    rows += _compare(
+      shape, int(dilation), dtype, int(options.get("repeats", 20))
+    )
+  return rows
+
+
+def _compare(shape, dilation, dtype, repeats):
+  keys = jax.random.split(jax.random.key(0), 3)
+  channels = shape[-1]
+  x, dy = (jax.random.normal(key, shape, dtype) for key in keys[:2])
+  kernel = jax.random.normal(keys[2], (3, 3, channels, channels), dtype)
+  spaced = [gradients.spaced_cells(z, dilation) for z in (x, dy)]
+  forms = {"dilated": (x, dy, dilation), "spaced cells": (*spaced, 1)}
+  calls = {}
+  for form, (x, dy, spacing) in forms.items():
+    conv = functools.partial(_conv, dilation=spacing)
+    passes = {
+      "output": (conv, (x, kernel)),
+      "input gradient": (_input_gradient(conv), (x, kernel, dy)),
+      "kernel gradient": (_kernel_gradient(conv), (x, kernel, dy)),
+    }
+    for name, (function, arguments) in passes.items():
+      program = jax.jit(function).lower(*arguments).compile()
+      calls[form, name] = functools.partial(_wait, program, *arguments)
+  seconds = timing.in_turns(calls, repeats)
+  batch, height, width, _ = shape
+  flops = 2 * batch * height * width * 9 * channels**2
+  return [
+    {
+      "maps": f"{batch} x {height} x {width} x {channels}", "dtype": dtype,
+      "dilation": dilation, "form": form, "pass": name,
+      "us": 1e6 * value, "tflops": flops / value / 1e12,
+    }
+    for (form, name), value in seconds.items()
+  ]  # fmt: skip
+
+
+def _wait(program, *arguments):
+  jax.block_until_ready(program(*arguments))
+
+
+def _conv(x, kernel, dilation):
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), [(dilation, dilation)] * 2,
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )  # fmt: skip
+
+
+def _input_gradient(conv):
+  def gradient(x, kernel, dy):
+    return jax.vjp(lambda x: conv(x, kernel), x)[1](dy)[0]
+
+  return gradient
+
+
+def _kernel_gradient(conv):
+  def gradient(x, kernel, dy):
+    return jax.vjp(lambda kernel: conv(x, kernel), kernel)[1](dy)[0]
+
+  return gradient
