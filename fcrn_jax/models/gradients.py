@@ -7,6 +7,7 @@ gains is in BUILD.md, "Measuring". There is no forward-mode derivative.
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
