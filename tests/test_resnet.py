@@ -78,21 +78,33 @@ def test_dilation_rule_follows_the_place_of_the_stride(stride_in_1x1, expected):
 def test_dense_output_subsampled_is_the_sparse_output(
   depth, stride_in_1x1, size, strides
 ):
-  """Difference 0.0, down to stride 1: pooling and stem removed too."""
+  """Down to stride 1: pooling and stem removed too.
+
+  To the rounding of float64: whether the last bits are equal too depends on
+  how XLA cuts its sums, which differs by machine.
+  """
   images = np.random.default_rng(1).normal(size=(1, *size, 3))
-  images = jnp.asarray(images, jnp.float32)
-  make = functools.partial(ResNet, depth, width=8, stride_in_1x1=stride_in_1x1)
-  variables = _random_variables(make(32), images)
-  sparse = jax.jit(make(32).apply, static_argnums=2)(variables, images, False)
-  assert float(jnp.abs(sparse["layer4"]).max()) > 0.1
-  for stride in strides:
-    dense = jax.jit(make(stride).apply, static_argnums=2)(
-      variables, images, False
-    )["layer4"]
-    step = 32 // stride
-    assert dense.shape[1:3] == tuple(-(-n // stride) for n in size)
-    difference = jnp.abs(dense[:, ::step, ::step] - sparse["layer4"]).max()
-    assert float(difference) == 0.0, stride
+  make = functools.partial(
+    ResNet, depth, width=8, stride_in_1x1=stride_in_1x1, dtype=jnp.float64
+  )
+  with jax.enable_x64(True):
+    variables = jax.tree.map(
+      lambda x: x.astype(jnp.float64), _random_variables(make(32), images)
+    )
+
+    def features(stride):
+      apply = jax.jit(make(stride).apply, static_argnums=2)
+      return np.asarray(apply(variables, images, False)["layer4"])
+
+    sparse = features(32)
+    largest = np.abs(sparse).max()
+    assert largest > 0.1
+    for stride in strides:
+      dense, step = features(stride), 32 // stride
+      assert dense.dtype == np.float64
+      assert dense.shape[1:3] == tuple(-(-n // stride) for n in size)
+      difference = np.abs(dense[:, ::step, ::step] - sparse).max()
+      assert difference < 1e-13 * largest, stride
 
 
 @pytest.mark.parametrize("stride_in_1x1", [True, False])
@@ -106,8 +118,8 @@ def test_full_width_stride_8_equals_stride_32(stride_in_1x1):
     jax.jit(make(stride).apply, static_argnums=2)(variables, images, False)
     for stride in (32, 8)
   )
-  difference = dense["layer4"][:, ::4, ::4] - sparse["layer4"]
-  assert float(jnp.abs(difference).max()) == 0.0
+  difference = jnp.abs(dense["layer4"][:, ::4, ::4] - sparse["layer4"]).max()
+  assert difference <= 1e-6 * jnp.abs(sparse["layer4"]).max()
 
 
 # torchvision's counts less the classifier (512 or 2048 x 1000 + 1000).

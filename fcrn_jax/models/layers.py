@@ -1,9 +1,8 @@
 """Convolution, normalisation and pooling with explicit symmetric padding.
 
 Every operation here gives a strided network and its dilated counterpart the
-same sums in the same order, so that the dense output subsampled equals the
-sparse one exactly (section 2.3 of the paper, the hole algorithm); on a CPU
-with fcrn_jax.cpu's flags, to rounding.
+same sums, so that the dense output subsampled equals the sparse one (section
+2.3 of the paper, the hole algorithm): to rounding, and on many machines exactly.
 """
 
 import functools
