@@ -2,7 +2,7 @@
 
 Every operation here gives a strided network and its dilated counterpart the
 same sums, so that the dense output subsampled equals the sparse one (section
-2.3 of the paper, the hole algorithm): to rounding, and on many machines exactly.
+2.3 of the paper, the hole algorithm): to rounding, on many machines exactly.
 """
 
 import functools
