@@ -43,11 +43,11 @@ def _compare(shape, dilation, dtype, repeats):
   forms = {"dilated": (x, dy, dilation), "spaced cells": (*spaced, 1)}
   calls = {}
   for form, (x, dy, spacing) in forms.items():
-    conv = functools.partial(_conv, dilation=spacing)
+    conv = functools.partial(gradients.plain_conv, dilation=spacing)
     passes = {
       "output": (conv, (x, kernel)),
-      "input gradient": (_input_gradient(conv), (x, kernel, dy)),
-      "kernel gradient": (_kernel_gradient(conv), (x, kernel, dy)),
+      "input gradient": (_gradient(conv, 0), (x, kernel, dy)),
+      "kernel gradient": (_gradient(conv, 1), (x, kernel, dy)),
     }
     for name, (function, arguments) in passes.items():
       program = jax.jit(function).lower(*arguments).compile()
@@ -69,23 +69,10 @@ def _wait(program, *arguments):
   jax.block_until_ready(program(*arguments))
 
 
-def _conv(x, kernel, dilation):
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), [(dilation, dilation)] * 2,
-    rhs_dilation=(dilation, dilation),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )  # fmt: skip
+def _gradient(conv, argument):
+  """The gradient of conv(x, kernel) by one of the two."""
 
-
-def _input_gradient(conv):
   def gradient(x, kernel, dy):
-    return jax.vjp(lambda x: conv(x, kernel), x)[1](dy)[0]
-
-  return gradient
-
-
-def _kernel_gradient(conv):
-  def gradient(x, kernel, dy):
-    return jax.vjp(lambda kernel: conv(x, kernel), kernel)[1](dy)[0]
+    return jax.vjp(conv, x, kernel)[1](dy)[argument]
 
   return gradient

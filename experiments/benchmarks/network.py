@@ -85,9 +85,7 @@ def _compare(name, size, settings):
     calls |= _torch_calls("torchvision", name, images, settings)
   seconds = timing.in_turns(calls, settings["repeats"])
   if settings["gpu"]:
-    memory |= {
-      key: torch_memory(calls[key]) for key in calls if key[0] != "jax"
-    }
+    memory |= torch_memory(calls)
   return rows_of(name, size, settings, seconds, memory)
 
 
@@ -189,10 +187,14 @@ def _torch_calls(side, name, images, settings):
   return {(side, "forward"): forward, (side, "forward+backward"): both}
 
 
-def torch_memory(call: Callable[[], None]) -> int:
-  """MiB of the GPU's memory at a call's peak."""
+def torch_memory(calls: dict[tuple[str, str], Callable[[], None]]) -> dict:
+  """MiB of the GPU's memory at the peak of each call that is not JAX's."""
   import torch
 
-  torch.cuda.reset_peak_memory_stats()
-  call()
-  return torch.cuda.max_memory_allocated() // MIB
+  memory = {}
+  for key, call in calls.items():
+    if key[0] != "jax":
+      torch.cuda.reset_peak_memory_stats()
+      call()
+      memory[key] = torch.cuda.max_memory_allocated() // MIB
+  return memory

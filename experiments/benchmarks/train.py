@@ -58,9 +58,7 @@ def _compare(name, size, settings):
       calls[side, "step"] = _torch_step(side, name, images, labels, settings)
   seconds = timing.in_turns(calls, settings["repeats"])
   if settings["gpu"]:
-    memory |= {
-      key: network.torch_memory(calls[key]) for key in calls if key[0] != "jax"
-    }
+    memory |= network.torch_memory(calls)
   return network.rows_of(name, size, settings, seconds, memory)
 
 

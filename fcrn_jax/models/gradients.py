@@ -26,18 +26,45 @@ def pays(x: Float[Array, "b h w i"]) -> bool:
   return jax.default_backend() == "gpu" and not symbolic
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(
+def plain_product(
   x: Float[Array, "b h w i"], matrix: Float[Array, "i o"], dtype: DTypeLike
 ) -> Float[Array, "b h w o"]:
-  """x @ matrix in `dtype`; gradients are products in x's dtype.
-
-  The matrix's is a sum of products over parts of the pixels, so that there
-  are enough of them for all multiprocessors.
+  """x @ matrix in `dtype`, with the pixels as one axis: so XLA's CPU program
+  has the gradient of the matrix without turning a map around.
   """
   flat = x.reshape(-1, x.shape[-1])
   y = jnp.matmul(flat, matrix, preferred_element_type=dtype)
   return y.reshape(*x.shape[:-1], matrix.shape[-1])
+
+
+def plain_conv(
+  x: Float[Array, "b h w i"],
+  kernel: Float[Array, "k k i o"],
+  stride: int = 1,
+  dilation: int = 1,
+) -> Float[Array, "b h2 w2 o"]:
+  """XLA's convolution, zero padding of dilation (k - 1) / 2 on each side."""
+  padding = dilation * (kernel.shape[0] - 1) // 2
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    [(padding, padding)] * 2,
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(
+  x: Float[Array, "b h w i"], matrix: Float[Array, "i o"], dtype: DTypeLike
+) -> Float[Array, "b h w o"]:
+  """plain_product, whose gradients are products in x's dtype.
+
+  The matrix's is a sum of products over parts of the pixels, so that there
+  are enough of them for all multiprocessors.
+  """
+  return plain_product(x, matrix, dtype)
 
 
 def _product_forward(x, matrix, dtype):
@@ -83,19 +110,7 @@ def conv(
   that of a plain one. Cells that lie `dilation` apart form maps of their own
   on which the kernel is plain.
   """
-  return _conv(x, kernel, dilation)
-
-
-def _conv(x, kernel, dilation):
-  padding = dilation * (kernel.shape[0] - 1) // 2
-  return jax.lax.conv_general_dilated(
-    x,
-    kernel,
-    (1, 1),
-    [(padding, padding)] * 2,
-    rhs_dilation=(dilation, dilation),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
+  return plain_conv(x, kernel, 1, dilation)
 
 
 def _conv_forward(x, kernel, dilation):
@@ -104,9 +119,9 @@ def _conv_forward(x, kernel, dilation):
 
 def _conv_backward(dilation, residuals, dy):
   x, kernel = residuals
-  _, pull_x = jax.vjp(lambda x: _conv(x, kernel, dilation), x)
+  _, pull_x = jax.vjp(lambda x: plain_conv(x, kernel, 1, dilation), x)
   parts, d_parts = (spaced_cells(z, dilation) for z in (x, dy))
-  _, pull_kernel = jax.vjp(lambda k: _conv(parts, k, 1), kernel)
+  _, pull_kernel = jax.vjp(lambda k: plain_conv(parts, k), kernel)
   return *pull_x(dy), *pull_kernel(d_parts)
 
 

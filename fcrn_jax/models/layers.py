@@ -60,27 +60,13 @@ def conv(
   elif stride == 1 and dilation > 1 and gradients.pays(x):
     y = gradients.conv(x, kernel, dilation)
   else:
-    padding = dilation * (size - 1) // 2
-    y = jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (stride, stride),
-      [(padding, padding)] * 2,
-      rhs_dilation=(dilation, dilation),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    y = gradients.plain_conv(x, kernel, stride, dilation)
   return y[:, :height, :width]
 
 
 def _product(x, matrix, dtype=None):
-  """x @ matrix, with the pixels as one axis: so XLA's CPU program has the
-  gradient of the matrix without turning a map around.
-  """
-  if gradients.pays(x):
-    return gradients.product(x, matrix, dtype or x.dtype)
-  flat = x.reshape(-1, x.shape[-1])
-  y = jnp.matmul(flat, matrix, preferred_element_type=dtype)
-  return y.reshape(*x.shape[:-1], matrix.shape[-1])
+  form = gradients.product if gradients.pays(x) else gradients.plain_product
+  return form(x, matrix, dtype or x.dtype)
 
 
 # From this height and width on (twice that for few channels), XLA's CPU
