@@ -11,10 +11,11 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import re
 import sys
 
-from absl import app, flags
+from absl import flags
+
+from experiments import command
 
 _WHATS = (
   "voting", "network", "train", "pipeline", "predict", "grouping", "oracle",
@@ -23,32 +24,27 @@ _WHATS = (
 _WHAT = flags.DEFINE_enum("what", None, _WHATS, "What to measure.")
 _SET = flags.DEFINE_list("set", [], "Options of the benchmark, as name=value.")
 _JSON = flags.DEFINE_string(
-  "json", "", "JSON file; default experiments/results/<what>_<device>.json."
+  "json",
+  "",
+  "JSON file; default experiments/results/<what>_<device>.json,"
+  " or with --set the same in runs/benchmarks.",
 )
 
 
-def main(argv):
+def main():
   """Runs one benchmark."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   import jax
 
   from experiments import common
   from fcrn_jax import checkpoint
 
   common.start()
-  options = dict(item.split("=", 1) for item in _SET.value)
   benchmark = importlib.import_module(f"experiments.benchmarks.{_WHAT.value}")
-  # Each module's docstring names its options.
-  unknown = set(options) - set(re.findall(r"\w+", benchmark.__doc__))
-  if unknown:
-    sys.exit(f"no options {sorted(unknown)}: {benchmark.__doc__}")
-  rows = benchmark.run(options)
+  rows = benchmark.run(read_options(benchmark.OPTIONS, _SET.value))
   print(common.columns(common.cells(rows)))
   device = jax.devices()[0]
-  path = _JSON.value or (
-    f"experiments/results/{_WHAT.value}_{device.platform}.json"
-  )
+  folder = "runs/benchmarks" if _SET.value else "experiments/results"
+  path = _JSON.value or f"{folder}/{_WHAT.value}_{device.platform}.json"
   checkpoint.write_json(
     path,
     {
@@ -60,6 +56,22 @@ def main(argv):
     },
   )
   print(f"written to {path}")
+
+
+def read_options(known: dict[str, str | None], items: list[str]) -> dict:
+  """A benchmark's options with those of --set; None marks what must be set."""
+  options = dict(known)
+  for item in items:
+    name, equals, value = item.partition("=")
+    if not equals or name not in known:
+      raise ValueError(
+        f"--set has {item!r}; expected name=value, of {', '.join(known)}."
+      )
+    options[name] = value
+  missing = [name for name, value in options.items() if value is None]
+  if missing:
+    raise ValueError(f"pass --set={missing[0]}=..., which has no default.")
+  return options
 
 
 def hardware() -> str:
@@ -92,4 +104,4 @@ def versions() -> dict[str, str]:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("what")
-  app.run(main)
+  command.run(main)

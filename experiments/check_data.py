@@ -12,9 +12,10 @@ official files of --name. Writes report.json, histograms.png and worst.png to
 
 import json
 import pathlib
-import sys
 
-from absl import app, flags
+from absl import flags
+
+from experiments import command
 
 _DATA = flags.DEFINE_string("data", None, "The data's directory, or a json.")
 _NAME = flags.DEFINE_string(
@@ -31,30 +32,26 @@ _TEST = flags.DEFINE_string("test_split", "", "See --train_split.")
 _ALLOW = flags.DEFINE_bool("allow_leak", False, "Do not refuse leaked images.")
 
 
-def main(argv):
+def main():
   """Checks with the flags; returns the exit code."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   from fcrn_jax import data
   from fcrn_jax.data import check, check_report
 
-  try:
-    name = _NAME.value or check.guess_name(_DATA.value)
-    options = {"partial": True} if _PARTIAL.value else {}
-    if _TRAIN.value or _TEST.value:
-      train, test = (
-        data.load(name, split, _DATA.value, options)
-        for split in (_TRAIN.value, _TEST.value)
-      )
-      stamp = check.refuse_leak(train, test, _ALLOW.value)
-      print(json.dumps(stamp))
-      return 0
-    report = check.examine(
-      *check.open_splits(name, _DATA.value, _SPLIT.value, options)
+  name = _NAME.value or check.guess_name(_DATA.value)
+  options = {"partial": True} if _PARTIAL.value else {}
+  if bool(_TRAIN.value) != bool(_TEST.value):
+    raise ValueError("--train_split and --test_split go together; pass both.")
+  if _TRAIN.value:
+    train, test = (
+      data.load(name, split, _DATA.value, options)
+      for split in (_TRAIN.value, _TEST.value)
     )
-  except ValueError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
+    stamp = check.refuse_leak(train, test, _ALLOW.value)
+    print(json.dumps(stamp))
+    return 0
+  report = check.examine(
+    *check.open_splits(name, _DATA.value, _SPLIT.value, options)
+  )
   print(f"{name}  {_DATA.value}\n")
   print(check_report.text(report))
   output = pathlib.Path(_OUTPUT.value)
@@ -70,4 +67,4 @@ def main(argv):
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("data")
-  app.run(main)
+  command.run(main)

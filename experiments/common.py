@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from absl import logging
+from absl import flags, logging
 
 from fcrn_jax import cpu
+
+_PACKAGES = pathlib.Path(jax.__file__).parents[1]
+_QUIET = f"{_PACKAGES}/orbax/", f"{_PACKAGES}/jax/"
 
 
 def start() -> None:
@@ -17,7 +20,8 @@ def start() -> None:
   The cache lies in $JAX_COMPILATION_CACHE_DIR or ~/.cache/fcrn_jax.
   """
   cpu.prepare()
-  logging.set_verbosity(logging.INFO)
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_worth_showing)
   # A grouping program compiles in less than JAX's default of a second.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -28,7 +32,7 @@ def start() -> None:
 
 def _is_worth_showing(record):
   """What orbax and JAX report of their own doings is not."""
-  inner = any(part in record.pathname for part in ("/orbax/", "/jax/"))
+  inner = record.pathname.startswith(_QUIET)
   return record.levelno >= logging.converter.STANDARD_ERROR or not inner
 
 

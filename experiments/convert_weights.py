@@ -11,9 +11,10 @@ the weights presuppose (preprocessing, place of the stride) goes along.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags
+from absl import flags
+
+from experiments import command
 
 _INPUT = flags.DEFINE_string("input", None, "Weight file to read.")
 _OUTPUT = flags.DEFINE_string("output", None, "The .safetensors to write.")
@@ -23,25 +24,17 @@ _SOURCE = flags.DEFINE_enum(
 )  # fmt: skip
 
 
-def main(argv):
+def main():
   """Converts one file."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   from fcrn_jax.models import pretrained
 
-  try:
-    weights = pretrained.read(_INPUT.value, _SOURCE.value)
-    if weights.unknown:
-      raise ValueError(
-        f"{_INPUT.value} holds more than a ResNet:"
-        f" {', '.join(weights.unknown)}."
-      )
-    card = {"converted_from": pathlib.Path(_INPUT.value).name}
-    pretrained.write(
-      _OUTPUT.value, weights.variables, weights.conventions, card
+  weights = pretrained.read(_INPUT.value, _SOURCE.value)
+  if weights.unknown:
+    raise ValueError(
+      f"{_INPUT.value} holds more than a ResNet: {', '.join(weights.unknown)}."
     )
-  except ValueError as error:
-    sys.exit(f"error: {error}")
+  card = {"converted_from": pathlib.Path(_INPUT.value).name}
+  pretrained.write(_OUTPUT.value, weights.variables, weights.conventions, card)
   found = weights.conventions
   print(
     f"{_OUTPUT.value}: train with --config.weights={_OUTPUT.value}\n"
@@ -53,4 +46,4 @@ def main(argv):
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["input", "output"])
-  app.run(main)
+  command.run(main)

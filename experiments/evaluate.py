@@ -7,12 +7,15 @@
   python -m experiments.evaluate --workdir=W --worst=8
 An oracle takes categories, boxes or both from the truth: what is then missing
 to 1 is the fault of the rest. The worst images are drawn in W/worst_<split>.
+Scores of an oracle, of one view (--notta) and of a part (--max_images) go to
+files of their own: eval_<split>_one_view.json.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags
+
+from experiments import command
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A joint network's workdir; gets the scores."
@@ -31,7 +34,9 @@ _SPLIT = flags.DEFINE_string("split", None, "Default the config's val_split.")
 _PROTOCOL = flags.DEFINE_enum(
   "protocol", None, ["sds", "mnc", "coco", "matching"], "Default the config's."
 )
-_MAX_IMAGES = flags.DEFINE_integer("max_images", 0, "Only so many; 0: all.")
+_MAX_IMAGES = flags.DEFINE_integer(
+  "max_images", 0, "Only so many; 0: all.", lower_bound=0
+)
 _TTA = flags.DEFINE_bool(
   "tta",
   True,
@@ -41,45 +46,46 @@ _TTA = flags.DEFINE_bool(
 _ORACLE = flags.DEFINE_enum(
   "oracle", "", ["", "categories", "boxes", "both"], "What is true, not found."
 )
-_WORST = flags.DEFINE_integer("worst", 0, "Draw so many of the worst images.")
+_WORST = flags.DEFINE_integer(
+  "worst", 0, "Draw so many of the worst images.", lower_bound=0
+)
 _ALLOW_LEAK = flags.DEFINE_bool(
   "allow_leak", False, "Score images of the training set, marked as such."
 )
 
 
-def main(argv):
+def main():
   """Evaluates with the flags."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   from experiments import common
   from fcrn_jax import checkpoint, evaluation
   from fcrn_jax.predictor import Predictor
 
   common.start()
   workdir = _WORKDIR.value or _LOCALIZATION.value or _SEMANTIC.value
-  try:
-    predictor = Predictor.load(
-      _WORKDIR.value,
-      semantic=_SEMANTIC.value,
-      localization=_LOCALIZATION.value,
-      step=_STEP.value,
-    )
-    if not _TTA.value:
-      predictor.views = predictor.views.one_view()
-    config = checkpoint.read_config(workdir)
-    dataset = common.load_split(config, _SPLIT.value, _DATA.value)
-    scores = evaluation.evaluate(
-      predictor,
-      dataset,
-      protocol=_PROTOCOL.value or config.protocol,
-      workdir=workdir,
-      max_images=_MAX_IMAGES.value,
-      oracle=_ORACLE.value,
-      allow_leak=_ALLOW_LEAK.value,
-    )
-  except ValueError as error:
-    logging.debug("traceback", exc_info=True)
-    sys.exit(f"error: {error}")
+  predictor = Predictor.load(
+    _WORKDIR.value,
+    semantic=_SEMANTIC.value,
+    localization=_LOCALIZATION.value,
+    step=_STEP.value,
+  )
+  if not _TTA.value:
+    predictor.views = predictor.views.one_view()
+  config = checkpoint.read_config(workdir)
+  dataset = common.load_split(config, _SPLIT.value, _DATA.value)
+  # A quick look must not take the place of the full scores.
+  suffix = "" if _TTA.value else "_one_view"
+  if 0 < _MAX_IMAGES.value < len(dataset):
+    suffix += f"_first_{_MAX_IMAGES.value}"
+  scores = evaluation.evaluate(
+    predictor,
+    dataset,
+    protocol=_PROTOCOL.value or config.protocol,
+    workdir=workdir,
+    max_images=_MAX_IMAGES.value,
+    oracle=_ORACLE.value,
+    allow_leak=_ALLOW_LEAK.value,
+    suffix=suffix,
+  )
   print(evaluation.table(scores))
   if _WORST.value:
     directory = pathlib.Path(workdir) / f"worst_{dataset.split}"
@@ -91,4 +97,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command.run(main)

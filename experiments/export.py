@@ -9,9 +9,10 @@ and tpu, for experiments.predict --workdir=model.fcrn or Predictor.load.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags
+from absl import flags
+
+from experiments import command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a joint network.")
 _SEMANTIC = flags.DEFINE_string("semantic", None, "Workdir for the scores.")
@@ -24,32 +25,27 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-def main(argv):
+def main():
   """Exports with the flags."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   from experiments import common
   from fcrn_jax.predictor import Predictor, artefact
 
   common.start()
   output = pathlib.Path(_OUTPUT.value)
-  try:
-    if output.suffix == ".safetensors":
-      if not _WORKDIR.value:
-        raise ValueError("weights are written of one --workdir; pass it.")
-      artefact.save_weights(output, _WORKDIR.value, _STEP.value)
-    else:
-      Predictor.load(
-        _WORKDIR.value,
-        semantic=_SEMANTIC.value,
-        localization=_LOCALIZATION.value,
-        step=_STEP.value,
-      ).save(output)
-  except ValueError as error:
-    sys.exit(f"error: {error}")
+  if output.suffix == ".safetensors":
+    if not _WORKDIR.value:
+      raise ValueError("weights are written of one --workdir; pass it.")
+    artefact.save_weights(output, _WORKDIR.value, _STEP.value)
+  else:
+    Predictor.load(
+      _WORKDIR.value,
+      semantic=_SEMANTIC.value,
+      localization=_LOCALIZATION.value,
+      step=_STEP.value,
+    ).save(output)
   print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("output")
-  app.run(main)
+  command.run(main)

@@ -15,11 +15,14 @@ import dataclasses
 import glob
 import pathlib
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from PIL import Image
+
+from experiments import command
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A joint network's workdir, or an exported file."
@@ -36,7 +39,7 @@ _IMAGES = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for what is found.")
 _MAX_INSTANCES = flags.DEFINE_integer(
-  "max_instances", None, "Room for so many; default the config's."
+  "max_instances", None, "Room for so many; default the config's.", 1
 )
 _TTA = flags.DEFINE_bool(
   "tta",
@@ -54,36 +57,34 @@ _PLAIN = (1, 2)  # photometric interpretation: 0 is black, or RGB
 _MAX_PIXELS = 2**30  # of a file; PIL's default is for pictures from strangers
 
 
-def main(argv):
+def main():
   """Predicts the flags' images; exits with 1 if any could not be read."""
-  if len(argv) > 1:
-    raise app.UsageError(
-      f"unexpected arguments: {argv[1:]}; quote a glob: --images='*.png'."
-    )
   from experiments import common
   from fcrn_jax.predictor import Predictor
 
   common.start()
   Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
-  try:
-    files = find_images(_IMAGES.value)
-    predictor = Predictor.load(
-      _WORKDIR.value,
-      semantic=_SEMANTIC.value,
-      localization=_LOCALIZATION.value,
-      step=_STEP.value,
+  files = find_images(_IMAGES.value)
+  output = pathlib.Path(_OUTPUT.value)
+  if any(path.parent.resolve() == output.resolve() for path in files.values()):
+    raise ValueError(
+      f"--output={output} is the images' own folder, where a second run would"
+      " take pictures for images; pass another."
     )
-    if not _TTA.value:
-      predictor.views = predictor.views.one_view()
-    if _MAX_INSTANCES.value:
-      predictor.options = dataclasses.replace(
-        predictor.options, max_instances=_MAX_INSTANCES.value
-      )
-    failed = predict_files(predictor, files, _OUTPUT.value, _EXPLAIN.value)
-  except (ValueError, OSError) as error:
-    logging.debug("traceback", exc_info=True)
-    sys.exit(f"error: {error}")
-  print(f"{len(files) - len(failed)} images predicted into {_OUTPUT.value}")
+  predictor = Predictor.load(
+    _WORKDIR.value,
+    semantic=_SEMANTIC.value,
+    localization=_LOCALIZATION.value,
+    step=_STEP.value,
+  )
+  if not _TTA.value:
+    predictor.views = predictor.views.one_view()
+  if _MAX_INSTANCES.value:
+    predictor.options = dataclasses.replace(
+      predictor.options, max_instances=_MAX_INSTANCES.value
+    )
+  failed = predict_files(predictor, files, output, _EXPLAIN.value)
+  print(f"{len(files) - len(failed)} images predicted into {output}")
   if failed:
     sys.exit(f"{len(failed)} files failed: {', '.join(failed[:20])}")
 
@@ -113,6 +114,16 @@ def find_images(pattern: str) -> dict[str, pathlib.Path]:
       " one folder at a time."
     )
   return named
+
+
+def image_ids(stems: Iterable[str]) -> dict[str, int | str]:
+  """COCO's image_id by stem: its number, but if two have the same, the stem."""
+  numbers = {stem: int(stem) for stem in stems if stem.isdecimal()}
+  counts = collections.Counter(numbers.values())
+  return {
+    stem: numbers[stem] if counts[numbers.get(stem)] == 1 else stem
+    for stem in stems
+  }
 
 
 def read(path: pathlib.Path):
@@ -159,13 +170,17 @@ def predict_files(predictor, files, output, explain: bool) -> list[str]:
   output = pathlib.Path(output)
   output.mkdir(parents=True, exist_ok=True)
   rows, failed, writing = [], [], collections.deque()
-  size = predictor.batch_size
+  size, ids = predictor.batch_size, image_ids(files)
 
   def read_or_reason(item):
     try:
       return *item, read(item[1])
     except (ValueError, OSError, EOFError) as error:
       return *item, error
+
+  def write(stem, *found):
+    arguments = output, stem, ids[stem], predictor.category_ids
+    writing.append(pool.submit(_write, *arguments, *found))
 
   def finish(until):
     while len(writing) > until:
@@ -182,19 +197,19 @@ def predict_files(predictor, files, output, explain: bool) -> list[str]:
       else:
         batch.append((stem, path, image))
       if len(batch) == size:
-        _predict_batch(predictor, batch, output, explain, pool, writing, failed)
+        _predict_batch(predictor, batch, explain, write, failed)
         bar.update(len(batch))
         batch = []
         finish(size)
-    _predict_batch(predictor, batch, output, explain, pool, writing, failed)
+    _predict_batch(predictor, batch, explain, write, failed)
     bar.update(len(batch))
     finish(0)
   checkpoint.write_json(output / "predictions.json", rows, indent=None)
   return failed
 
 
-def _predict_batch(predictor, batch, output, explain, pool, writing, failed):
-  """Predicts one batch and hands its results to the writing threads."""
+def _predict_batch(predictor, batch, explain, write, failed):
+  """Predicts one batch and hands its results to `write`."""
   from tqdm import tqdm
 
   from fcrn_jax.predictor import check_image
@@ -225,21 +240,18 @@ def _predict_batch(predictor, batch, output, explain, pool, writing, failed):
         picture = predictor.explain(image)
       except ValueError as error:
         tqdm.write(f"{stem}: {error}", file=sys.stderr)
-    writing.append(
-      pool.submit(_write, result, output, stem, picture, predictor.category_ids)
-    )
+    write(stem, result, picture)
 
 
-def _write(result, output, stem, picture, category_ids):
+def _write(output, stem, image_id, category_ids, result, picture):
   from fcrn_jax import visualize
 
   result.save(output, stem)
   if picture is not None:
     visualize.save(output / f"{stem}_explain.png", picture)
-  image_id = int(stem) if stem.isdecimal() else stem
   return result.to_coco(image_id, category_ids)
 
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["images", "output"])
-  app.run(main)
+  command.run(main)

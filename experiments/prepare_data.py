@@ -17,7 +17,9 @@ import os
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
+
+from experiments import command
 
 _DATA = flags.DEFINE_string("data", None, "The data's directory, or a json.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the shards.")
@@ -39,42 +41,35 @@ _CATEGORIES = flags.DEFINE_enum(
 )
 
 
-def main(argv):
-  """Prepares with the flags; returns the exit code."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main():
+  """Prepares with the flags."""
   from fcrn_jax import data
   from fcrn_jax.data import check
   from fcrn_jax.data.builders import shards
 
   start = time.monotonic()
-  try:
-    name = _NAME.value or check.guess_name(_DATA.value)
-    datasets = {}
-    for split in _SPLIT.value or check.splits_of(name, _DATA.value):
-      try:
-        datasets[split] = data.load(name, split, _DATA.value, _options(name))
-      except ValueError as error:
-        if not _PARTIAL.value:
-          raise
-        print(f"PARTIAL DATA: no split {split}: {error}", file=sys.stderr)
-    if not datasets:
-      raise ValueError(f"no split of {_DATA.value} could be read.")
-    shards.prepare(
-      datasets,
-      _OUTPUT.value,
-      processes=_PROCESSES.value,
-      on_error=_ON_ERROR.value,
-      overwrite=_OVERWRITE.value,
-    )
-  except ValueError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
+  name = _NAME.value or check.guess_name(_DATA.value)
+  datasets = {}
+  for split in _SPLIT.value or check.splits_of(name, _DATA.value):
+    try:
+      datasets[split] = data.load(name, split, _DATA.value, _options(name))
+    except ValueError as error:
+      if not _PARTIAL.value:
+        raise
+      print(f"PARTIAL DATA: no split {split}: {error}", file=sys.stderr)
+  if not datasets:
+    raise ValueError(f"no split of {_DATA.value} could be read.")
+  shards.prepare(
+    datasets,
+    _OUTPUT.value,
+    processes=_PROCESSES.value,
+    on_error=_ON_ERROR.value,
+    overwrite=_OVERWRITE.value,
+  )
   for split in datasets:
     prepared = data.load(name, split, _OUTPUT.value)
     print(f"{split}: {len(prepared):,} images in {_OUTPUT.value}")
   print(f"{time.monotonic() - start:.1f} s")
-  return 0
 
 
 def _options(name):
@@ -93,4 +88,4 @@ def _options(name):
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["data", "output"])
-  app.run(main)
+  command.run(main)

@@ -14,9 +14,9 @@ it in docs/ the plot of what grouping makes of perfect maps.
 import json
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
-from experiments import common
+from experiments import command
 
 _WHAT = flags.DEFINE_enum("what", "zoo", ["zoo", "results"], "The table.")
 _RESULTS = flags.DEFINE_string(
@@ -27,12 +27,15 @@ _SIZE = flags.DEFINE_integer("size", 512, "zoo: side of the image, pixels.")
 
 def zoo(size: int) -> list[tuple[str, ...]]:
   """Rows of text of the zoo's table, the header first."""
+  from tqdm import tqdm
+
+  from experiments import common
   from fcrn_jax import models
 
   rows = [
     ("name", "field of view", "Mparams", f"GFLOP at {size}", "paper (table)")
   ]
-  for name in models.list_models():
+  for name in tqdm(models.list_models(), desc="networks"):
     spec = models.spec(name)
     params, flops = common.network_cost(name, size)
     paper = "; ".join(_figures(row) for row in spec.paper)
@@ -54,12 +57,17 @@ def _figures(row):
 
 def results(folder: str) -> str:
   """Every JSON file of experiments.benchmark as a table in Markdown."""
+  from experiments import common
+
   parts = [
     "# Measured results\n\nMade by `python -m experiments.tables"
     " --what=results > docs/results.md` from the files of"
     " `experiments/results`.\n"
   ]
-  for path in sorted(pathlib.Path(folder).glob("*.json")):
+  files = sorted(pathlib.Path(folder).glob("*.json"))
+  if not files:
+    raise ValueError(f"no JSON files of experiments.benchmark in {folder}.")
+  for path in files:
     found = json.loads(path.read_text())
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
     names, *cells = common.cells(found["rows"])
@@ -94,10 +102,11 @@ def plot_oracle(source: pathlib.Path, output: pathlib.Path) -> None:
   figure.savefig(output, dpi=120)
 
 
-def main(argv):
+def main():
   """Prints the table of the flags."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  from experiments import common
+
+  common.start()
   if _WHAT.value == "zoo":
     print(common.columns(zoo(_SIZE.value)))
     return
@@ -107,4 +116,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command.run(main)

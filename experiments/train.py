@@ -7,10 +7,11 @@ r"""Trains a network and evaluates it; a workdir with a checkpoint continues.
 
 import os
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
+
+from experiments import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Settings: a file of configs/; --config.NAME=V overrides."
@@ -24,10 +25,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
-def main(argv):
+def main():
   """Runs training with the flags."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   import jax
 
   from experiments import common
@@ -42,13 +41,9 @@ def main(argv):
     }
     jax.distributed.initialize(**known)
   common.start()
-  try:
-    loop.train_and_evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value))
-  except (ValueError, FloatingPointError) as error:
-    logging.debug("traceback", exc_info=True)
-    sys.exit(f"error: {error}")
+  loop.train_and_evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  command.run(main)

@@ -10,10 +10,11 @@ for: the thresholds have seen them.
 import datetime
 import math
 import pathlib
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from absl import app, flags, logging
+from absl import flags
+
+from experiments import command
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A joint network's workdir; gets thresholds.json."
@@ -31,7 +32,9 @@ _SPLIT = flags.DEFINE_string("split", None, "Default the config's val_split.")
 _METRIC = flags.DEFINE_string(
   "metric", "ap_r_vol", "A score of experiments.evaluate to raise."
 )
-_MAX_IMAGES = flags.DEFINE_integer("max_images", 200, "Only so many; 0: all.")
+_MAX_IMAGES = flags.DEFINE_integer(
+  "max_images", 200, "Only so many; 0: all.", lower_bound=0
+)
 
 # Tried one setting after the other, twice; ours. Paper: none of the values.
 GRID = {
@@ -46,26 +49,20 @@ GRID = {
 }
 
 
-def main(argv):
+def main():
   """Tunes with the flags."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   from experiments import common
   from fcrn_jax import checkpoint
   from fcrn_jax.predictor import Predictor
 
   common.start()
   workdir = _WORKDIR.value or _LOCALIZATION.value or _SEMANTIC.value
-  try:
-    predictor = Predictor.load(
-      _WORKDIR.value, semantic=_SEMANTIC.value, localization=_LOCALIZATION.value
-    )
-    config = checkpoint.read_config(workdir)
-    dataset = common.load_split(config, _SPLIT.value, _DATA.value)
-    found = search(predictor, dataset, _METRIC.value, _MAX_IMAGES.value)
-  except ValueError as error:
-    logging.debug("traceback", exc_info=True)
-    sys.exit(f"error: {error}")
+  predictor = Predictor.load(
+    _WORKDIR.value, semantic=_SEMANTIC.value, localization=_LOCALIZATION.value
+  )
+  config = checkpoint.read_config(workdir)
+  dataset = common.load_split(config, _SPLIT.value, _DATA.value)
+  found = search(predictor, dataset, _METRIC.value, _MAX_IMAGES.value)
   path = pathlib.Path(workdir) / "thresholds.json"
   checkpoint.write_json(path, found)
   print(
@@ -87,7 +84,11 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
   from fcrn_jax import evaluation
 
   if not dataset.has_instances:
-    raise ValueError(f"{dataset.name} has no instances to tune on.")
+    raise ValueError(
+      f"{dataset.name} {dataset.split!r} at {dataset.path} has no instances to"
+      " tune on."
+    )
+  protocol = protocol_of(metric, len(predictor.categories) + 1)
   number = min(len(dataset), max_images or len(dataset))
   kept = []
   for index in tqdm(range(number), desc="network", unit="image"):
@@ -95,7 +96,7 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
     kept.append((example, predictor.maps(example["image"])))
   best = predictor.options
   void = evaluation.counts_void(dataset)
-  value = before = score(predictor, kept, best, metric, void)
+  value = before = score(predictor, kept, best, metric, protocol, void)
   if math.isnan(value):
     raise ValueError(
       f"{metric} is not defined on these {number} images; take more of them"
@@ -111,7 +112,7 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
           if candidate == getattr(center, name):
             continue
           options = dataclasses.replace(center, **{name: candidate})
-          new = score(predictor, kept, options, metric, void)
+          new = score(predictor, kept, options, metric, protocol, void)
           if new > value:
             best, value = options, new
         bar.set_postfix({metric: f"{value:.4f}"})
@@ -128,7 +129,21 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
   }
 
 
-def score(predictor, kept, options, metric: str, count_void: bool) -> float:
+def protocol_of(metric: str, num_classes: int) -> str:
+  """The protocol that has this score; ValueError if none has."""
+  from fcrn_jax import metrics
+
+  empty, known = metrics.InstanceEvaluator(num_classes), []
+  for protocol in ("sds", "matching", "coco"):
+    values = empty.result(protocol)
+    names = [name for name, v in values.items() if isinstance(v, float)]
+    if metric in names:
+      return protocol
+    known += names
+  raise ValueError(f"no score {metric!r}; expected one of {known}.")
+
+
+def score(predictor, kept, options, metric, protocol, count_void) -> float:
   """One score of the grouping with these options over kept maps."""
   from fcrn_jax import evaluation, metrics
 
@@ -141,19 +156,8 @@ def score(predictor, kept, options, metric: str, count_void: bool) -> float:
   with ThreadPoolExecutor(2) as pool:
     for example, result in pool.map(group, kept):
       evaluation.add_instances(evaluator, result, example, count_void)
-  protocols = ("sds", "coco", "matching")
-  if metric.startswith("ap_r"):
-    protocols = ("sds",)
-  elif metric.startswith(("matching", "touching")):
-    protocols = ("matching",)
-  values = {}
-  for protocol in protocols:
-    values |= evaluator.result(protocol)
-  if not isinstance(values.get(metric), float):
-    known = [name for name, v in values.items() if isinstance(v, float)]
-    raise ValueError(f"no score {metric!r}; expected one of {known}.")
-  return values[metric]
+  return evaluator.result(protocol)[metric]
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command.run(main)

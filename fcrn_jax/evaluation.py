@@ -125,6 +125,7 @@ def evaluate(
   max_images: int = 0,
   oracle: Oracle = "",
   allow_leak: bool = False,
+  suffix: str = "",
   progress: bool = True,
 ) -> dict[str, Any]:
   """Scores of a predictor on a data set, beside connected components'.
@@ -145,6 +146,7 @@ def evaluate(
       "boxes" or "both" (the pilot experiment of the paper's section 3.2).
     allow_leak: score images that the networks were trained on all the same,
       and mark the result.
+    suffix: added to the file's name.
     progress: show a bar with the time left.
 
   Returns:
@@ -171,7 +173,7 @@ def evaluate(
   values["worst_images"] = scores.worst(_NUM_WORST)
   values = {name: _json(value) for name, value in values.items()}
   if workdir is not None and jax.process_index() == 0:
-    suffix = f"_oracle_{oracle}" if oracle else ""
+    suffix = f"_oracle_{oracle}{suffix}" if oracle else suffix
     name = f"eval_{dataset.split}{suffix}.json"
     checkpoint.write_json(pathlib.Path(workdir) / name, values)
   return values

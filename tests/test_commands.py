@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = sorted(
   path.stem
   for path in (ROOT / "experiments").glob("*.py")
-  if path.stem not in ("__init__", "common")
+  if path.stem not in ("__init__", "command", "common")
 )
 
 
@@ -151,11 +151,17 @@ def test_evaluate_and_tune(workdir, cache):
   assert before["checkpoint_step"] == 7 and before["num_images"] == 3
   assert "flip=True" in before["views"]
   run(*evaluate, "--oracle=both", "--protocol=mnc", "--notta", cache=cache)
-  oracle = json.loads((workdir / "eval_val_oracle_both.json").read_text())
+  oracle = workdir / "eval_val_oracle_both_one_view.json"
+  oracle = json.loads(oracle.read_text())
   assert oracle["protocol"] == "mnc" and oracle["ap_r_0.5"] > 0.5
   assert "flip=False" in oracle["views"]
   text = run(*evaluate, "--split=train", "--max_images=2", code=1, cache=cache)
   assert "was trained on" in text and "Traceback" not in text
+  # Less than all, in less than all views: a file of its own.
+  run(*evaluate, "--max_images=2", "--notta", cache=cache)
+  part = json.loads((workdir / "eval_val_one_view_first_2.json").read_text())
+  assert part["num_images"] == 2 and "flip=False" in part["views"]
+  assert json.loads((workdir / "eval_val.json").read_text()) == before
 
   tune = ("experiments.tune", f"--workdir={workdir}", "--max_images=2")
   run(*tune, "--metric=matching_0.5", cache=cache)
@@ -163,8 +169,9 @@ def test_evaluate_and_tune(workdir, cache):
   assert found["after"] >= found["before"]
   assert found["num_images"] == 2 and found["split"] == "val"
   assert "iou_threshold" in found["instances"]
-  text = run(*tune, "--metric=beauty", code=1, cache=cache)
-  assert "no score 'beauty'" in text and "matching_0.5" in text
+  text = run(*tune, "--metric=ap_rvol", code=1, cache=cache)
+  assert "no score 'ap_rvol'" in text and "matching_0.5" in text
+  assert "network:" not in text  # refused before the network's hour
 
 
 def test_benchmark_of_prediction_finds_what_it_drew():
@@ -172,7 +179,7 @@ def test_benchmark_of_prediction_finds_what_it_drew():
 
   options = {"name": "fcrn_tiny", "sizes": "96+160", "tile": "128",
              "overlap": "32", "repeats": "1"}  # fmt: skip
-  rows = predict.run(options)
+  rows = predict.run({**predict.OPTIONS, **options})
   assert [row["found"] for row in rows] == [9, 16]
   assert [row["tiled"] for row in rows] == [False, True]
   assert all(row["grouping_s"] > 0 and row["peak_gib"] > 0 for row in rows)
@@ -221,3 +228,45 @@ def test_a_missing_workdir_is_named(tmp_path):
     assert "config.json" in text and "Traceback" not in text
   text = run("experiments.evaluate", code=1)
   assert "needs either a path" in text and "Traceback" not in text
+
+
+def test_mistakes_end_in_one_line(workdir, tmp_path):
+  train = "experiments.train", f"--workdir={tmp_path}"
+  (tmp_path / "file").write_text("no folder")
+  for arguments, named in (
+    ([*train, "--config=configs/none.py"], "configs/none.py"),
+    ([*train, "--config=configs/shapes.py", "--config.optim.lrr=1"],
+     'Did you mean "lr"'),
+    (["experiments.benchmark", "--what=grouping"], "workdir"),
+    (["experiments.benchmark", "--what=voting", "--set=case=voc"],
+     "cases, repeats"),
+    (["experiments.benchmark", "--what=voting", "--set=cases=vox"], "vox"),
+    (["experiments.check_data", f"--data={tmp_path}", "--name=folder",
+      "--train_split=train"], "--test_split"),
+    (["experiments.tables", "--what=results", f"--results={tmp_path}"],
+     "no JSON files"),
+    (["experiments.export", f"--workdir={workdir}",
+      f"--output={tmp_path / 'file' / 'x.fcrn'}"], "x.fcrn"),
+  ):  # fmt: skip
+    text = run(*arguments, code=1)
+    assert "error: " in text, text
+    assert named in text and "Traceback" not in text, text
+
+
+def test_pictures_are_not_taken_for_images(workdir, cache, tmp_path):
+  Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "a.png")
+  text = run("experiments.predict", f"--workdir={workdir}",
+             f"--output={tmp_path}", f"--images={tmp_path}",
+             cache=cache, code=1)  # fmt: skip
+  assert "error: --output=" in text
+  assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_image_ids_are_numbers_where_these_differ():
+  code = """
+from experiments.predict import image_ids
+assert image_ids(["007", "7", "8", "x"]) == {
+  "007": "007", "7": "7", "8": 8, "x": "x"}
+"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
+  assert done.returncode == 0

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import shapes
-from fcrn_jax import checkpoint
+from fcrn_jax import checkpoint, data
 from fcrn_jax.training import loop, optimizer, parallel, step, writers
 from fcrn_jax.types import Preprocessing
 from tests import workdirs
@@ -346,3 +346,28 @@ def test_metrics_writer_drops_what_a_continued_run_repeats(tmp_path):
     {"step": 2, "loss": 2.0},
     {"step": 3, "loss": 0.5},
   ]
+
+
+def squares(split):
+  """Two images of a bright square each, labelled by functions."""
+  image = np.zeros((40, 40, 3), np.uint8)
+  image[8:24, 8:24] = 200
+  labels = {"semantic": (image[..., 0] > 0).astype(np.uint8)}
+  return data.Functions(
+    [f"{split}{k}" for k in range(2)], lambda _: image, lambda _: labels,
+    ("square",), split=split, has_instances=False,
+  )  # fmt: skip
+
+
+def test_trains_on_a_data_set_of_functions(tmp_path):
+  config = tiny_config(**{"model.heads": ("semantic",), "num_steps": 2,
+                          "eval_every": 1})  # fmt: skip
+  train_data, val_data = squares("one"), squares("other")
+  scores = loop.train_and_evaluate(config, tmp_path, train_data, val_data)
+  assert scores["num_images"] == 2 and scores["split"] == "other"
+  assert "iou_square" in scores
+  assert (tmp_path / "eval_other.json").is_file()
+  lines = (tmp_path / "metrics.jsonl").read_text()
+  assert lines.count("val_iou_square") == 2
+  with pytest.raises(ValueError, match="2 of the 2 images of functions"):
+    loop.train_and_evaluate(config, tmp_path, train_data, squares("one"))

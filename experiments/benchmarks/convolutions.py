@@ -16,21 +16,24 @@ import jax
 from experiments.benchmarks import timing
 from fcrn_jax.models import gradients
 
+OPTIONS = {
+  "batch": "", "side": "", "channels": "256+512+512", "dilations": "2+4+8",
+  "dtype": "", "repeats": "20",
+}  # fmt: skip
 
-def run(options: dict) -> list[dict]:
+
+def run(options: dict[str, str]) -> list[dict]:
   """One row per convolution, form and pass."""
   gpu = jax.default_backend() == "gpu"
-  batch = int(options.get("batch", 16 if gpu else 1))
-  side = int(options.get("side", 64 if gpu else 32))
-  dtype = options.get("dtype", "bfloat16" if gpu else "float32")
-  channels = options.get("channels", "256+512+512").split("+")
-  dilations = options.get("dilations", "2+4+8").split("+")
+  batch = int(options["batch"] or (16 if gpu else 1))
+  side = int(options["side"] or (64 if gpu else 32))
+  dtype = options["dtype"] or ("bfloat16" if gpu else "float32")
+  channels = options["channels"].split("+")
+  dilations = options["dilations"].split("+")
   rows = []
   for width, dilation in zip(channels, dilations, strict=True):
     shape = batch, side, side, int(width)
-    rows += _compare(
-      shape, int(dilation), dtype, int(options.get("repeats", 20))
-    )
+    rows += _compare(shape, int(dilation), dtype, int(options["repeats"]))
   return rows
 
 

@@ -23,19 +23,23 @@ SCORES = (
 )  # fmt: skip
 
 
-def run(options: dict) -> list[dict]:
+OPTIONS = {"workdir": None, "split": "", "data": "", "images": "100"}
+
+
+def run(options: dict[str, str]) -> list[dict]:
   """One row per way."""
   predictor = Predictor.load(options["workdir"])
   config = checkpoint.read_config(options["workdir"])
-  dataset = common.load_split(config, options.get("split"), options.get("data"))
-  number = min(int(options.get("images", 100)), len(dataset))
+  dataset = common.load_split(config, options["split"], options["data"])
+  number = min(int(options["images"]), len(dataset))
+  void = evaluation.counts_void(dataset)
   kept = []
   for index in range(number):
     example = dataset[index]
     kept.append((example, predictor.maps(example["image"])))
   rows = []
   for name, way in ways(predictor.options).items():
-    scores, seconds = _score(predictor, kept, way)
+    scores, seconds = _score(predictor, kept, way, void)
     rows.append({
       "data": f"{dataset.name} {dataset.split}", "images": number,
       "grouping": name, **{key: float(scores[key]) for key in SCORES},
@@ -66,7 +70,7 @@ def ways(options: instances.Options) -> dict[str, instances.Options]:
   return found
 
 
-def _score(predictor, kept, options):
+def _score(predictor, kept, options, count_void):
   evaluator = metrics.InstanceEvaluator(len(predictor.categories) + 1)
   seconds = 0.0
   for example, maps in kept:
@@ -74,6 +78,6 @@ def _score(predictor, kept, options):
     start = time.perf_counter()
     result = predictor.group(maps, example["image"], options)
     seconds += time.perf_counter() - start
-    evaluation.add_instances(evaluator, result, example, count_void=False)
+    evaluation.add_instances(evaluator, result, example, count_void)
   scores = evaluator.result("sds") | evaluator.result("matching")
   return scores, seconds / len(kept)

@@ -4,7 +4,7 @@
   python -m experiments.benchmark --what=network \
       --set=names=fcrn101_s8_k5_d12,sizes=504,batch=16,dtype=bfloat16
 
-Options, several values joined by "+": names, sizes (sides), batch, dtype,
+Options, several values joined by "+": names, sizes (pixels), batch, dtype,
 repeats, sides (jax+torch, on a GPU also compile = torch.compile), compile_mode
 (torch.compile's), peers=1 (torchvision's FCN-ResNets too). Defaults are 328
 pixels, batch 2, float32 on a CPU; 504, batch 16, bfloat16 on a GPU.
@@ -33,9 +33,16 @@ CLASSES = 21
 MIB = 2**20
 
 
-def run(options: dict) -> list[dict]:
+OPTIONS = {
+  "names": "fcrn50_s8_k5_d12+fcrn101_s8_k5_d12", "sizes": "", "batch": "",
+  "dtype": "", "repeats": "", "sides": "", "compile_mode": "default",
+  "peers": "0",
+}  # fmt: skip
+
+
+def run(options: dict[str, str]) -> list[dict]:
   """One row per network, size, side and pass."""
-  settings = defaults(options)
+  settings = parse(options)
   return [
     row
     for name in settings["names"]
@@ -44,12 +51,11 @@ def run(options: dict) -> list[dict]:
   ]
 
 
-def defaults(options: dict) -> dict:
-  """The options with their defaults for this device, parsed."""
+def parse(options: dict[str, str]) -> dict:
+  """The options, what is empty as suits this device."""
   gpu = jax.default_backend() == "gpu"
-  sizes = options.get("sizes", "504" if gpu else "328").split("+")
-  names = options.get("names", "fcrn50_s8_k5_d12+fcrn101_s8_k5_d12")
-  sides = options.get("sides", "jax+torch+compile" if gpu else "jax+torch")
+  sizes = (options["sizes"] or ("504" if gpu else "328")).split("+")
+  sides = options["sides"] or ("jax+torch+compile" if gpu else "jax+torch")
   sides = sides.split("+")
   if "torch" in sides or "compile" in sides:
     try:
@@ -58,14 +64,14 @@ def defaults(options: dict) -> dict:
       print("torch is not installed: its sides are left out")
       sides = ["jax"]
   return {
-    "names": names.split("+"),
+    "names": options["names"].split("+"),
     "sizes": [int(size) for size in sizes],
-    "batch": int(options.get("batch", 16 if gpu else 2)),
-    "dtype": options.get("dtype", "bfloat16" if gpu else "float32"),
-    "repeats": int(options.get("repeats", 20 if gpu else 5)),
+    "batch": int(options["batch"] or (16 if gpu else 2)),
+    "dtype": options["dtype"] or ("bfloat16" if gpu else "float32"),
+    "repeats": int(options["repeats"] or (20 if gpu else 5)),
     "sides": sides,
-    "compile_mode": options.get("compile_mode", "default"),
-    "peers": options.get("peers", "0") == "1",
+    "compile_mode": options["compile_mode"],
+    "peers": options["peers"] == "1",
     "gpu": gpu,
   }
 
@@ -189,12 +195,14 @@ def _torch_calls(side, name, images, settings):
 
 def torch_memory(calls: dict[tuple[str, str], Callable[[], None]]) -> dict:
   """MiB of the GPU's memory at the peak of each call that is not JAX's."""
+  rivals = {key: call for key, call in calls.items() if key[0] != "jax"}
+  if not rivals:  # and perhaps no torch
+    return {}
   import torch
 
   memory = {}
-  for key, call in calls.items():
-    if key[0] != "jax":
-      torch.cuda.reset_peak_memory_stats()
-      call()
-      memory[key] = torch.cuda.max_memory_allocated() // MIB
+  for key, call in rivals.items():
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    memory[key] = torch.cuda.max_memory_allocated() // MIB
   return memory

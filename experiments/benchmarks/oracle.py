@@ -31,10 +31,13 @@ _SOURCES = {
 }
 
 
-def run(options: dict) -> list[dict]:
+OPTIONS = {"images": "200", "strides": "1+2+4+8", "pictures": ""}
+
+
+def run(options: dict[str, str]) -> list[dict]:
   """One row per data set and stride."""
-  number = int(options.get("images", 200))
-  strides = [int(s) for s in options.get("strides", "1+2+4+8").split("+")]
+  number = int(options["images"])
+  strides = [int(s) for s in options["strides"].split("+")]
   grouping = instances.Options(num_masks=1, max_instances=400)
   rows = []
   for name, (kind, split, path) in _SOURCES.items():
@@ -45,7 +48,7 @@ def run(options: dict) -> list[dict]:
     examples = [dataset[i] for i in range(min(number, len(dataset)))]
     for stride in strides:
       row, worst = _row(examples, dataset, stride, grouping)
-      if "pictures" in options and worst:
+      if options["pictures"] and worst:
         folder = pathlib.Path(options["pictures"])
         _draw(folder / f"{name}_stride{stride}.png", *worst)
       rows.append({"data": name, "images": len(examples), **row})

@@ -8,7 +8,7 @@ minutes=45,workdirs=runs/nuclei
 
 Every peer trains from random weights for `minutes` by its makers' published
 recipe, on its own choice of thresholds, made on a tenth of the training
-images. Accuracy and time as of experiments.evaluate, after one unmeasured
+images. Accuracy as of experiments.evaluate; time of a second call on each
 image; `images` of the val list, default all. `workdirs` adds networks of ours,
 joined by "+", as they are; with tta=0 in one view instead of the config's.
 
@@ -39,26 +39,35 @@ SCORES = (
 )  # fmt: skip
 
 
-def run(options: dict) -> list[dict]:
+OPTIONS = {
+  "peers": "", "data": None, "train": "train", "val": "val", "minutes": "45",
+  "workdirs": "", "tta": "1", "images": "0",
+}  # fmt: skip
+
+
+def run(options: dict[str, str]) -> list[dict]:
   """One row per network."""
-  val = data.load("folder", options.get("val", "val"), options["data"])
-  train = data.load("folder", options.get("train", "train"), options["data"])
-  number = min(int(options.get("images", len(val))), len(val))
+  peers = [name for name in options["peers"].split("+") if name]
+  if unknown := set(peers) - set(PEERS):
+    raise ValueError(f"no peers {sorted(unknown)}; expected {list(PEERS)}.")
+  val = data.load("folder", options["val"], options["data"])
+  train = data.load("folder", options["train"], options["data"])
+  number = min(int(options["images"]) or len(val), len(val))
   val = [val[i] for i in range(number)]
-  minutes = float(options.get("minutes", 45))
+  minutes = float(options["minutes"])
   rows = []
-  for name in filter(None, options.get("peers", "").split("+")):
+  for name in peers:
     start = time.perf_counter()
     predict, steps = PEERS[name](train, minutes)
     spent = (time.perf_counter() - start) / 60
     row = _score(predict, val, len(train.categories) + 1)
     rows.append({"network": name, "steps": steps, "minutes": spent, **row})
-  for workdir in filter(None, options.get("workdirs", "").split("+")):
+  for workdir in filter(None, options["workdirs"].split("+")):
     from fcrn_jax.predictor import Predictor
 
     predictor = Predictor.load(workdir)
     name = f"fcrn_jax {pathlib.Path(workdir).name}"
-    if options.get("tta") == "0":
+    if options["tta"] == "0":
       name += ", one view"
       predictor.views = predictor.views.one_view()
 

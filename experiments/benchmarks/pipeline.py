@@ -24,20 +24,24 @@ _DATA = os.environ.get("FCRN_DATA", "../shared/data")
 _VOC = pathlib.Path(_DATA) / "voc2012_sample" / "VOCdevkit" / "VOC2012"
 
 
-def run(options: dict) -> list[dict]:
+OPTIONS = {
+  "path": str(_VOC), "prepared": "", "crop": "321", "stride": "8", "batch": "8",
+  "cores": "2", "seconds": "5", "network": "fcrn50_s8_k5_d12",
+}  # fmt: skip
+
+
+def run(options: dict[str, str]) -> list[dict]:
   """Rows of one data set and stage each."""
-  crop, stride = int(options.get("crop", 321)), int(options.get("stride", 8))
-  seconds = float(options.get("seconds", 5))
-  cores = int(options.get("cores", 2))
+  crop, stride = int(options["crop"]), int(options["stride"])
+  seconds, cores = float(options["seconds"]), int(options["cores"])
   settings = pipeline.PipelineOptions(
     crop=(crop, crop),
     scale=(0.7, 1.3),
     stride=stride,
-    batch_size=int(options.get("batch", 8)),
+    batch_size=int(options["batch"]),
   )
-  path = options.get("path", _VOC)
-  sources = {"files": data.load("folder", "train", path)}
-  if options.get("prepared"):
+  sources = {"files": data.load("folder", "train", options["path"])}
+  if options["prepared"]:
     sources["array_record"] = data.load("folder", "train", options["prepared"])
   sources["shapes"] = data.load("shapes")
   rows = []
@@ -58,8 +62,7 @@ def run(options: dict) -> list[dict]:
           "crops_per_s": rate,
         }
       )
-  network = options.get("network", "fcrn50_s8_k5_d12")
-  if network:
+  if network := options["network"]:
     rate = _consumption(network, crop, settings.batch_size)
     rows.append({"stage": f"training step of {network}", "crops_per_s": rate})
   return rows

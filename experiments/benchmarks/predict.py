@@ -24,21 +24,23 @@ from experiments import predict
 from fcrn_jax import inference, instances, models
 from fcrn_jax.predictor import Predictor, grouping
 
+OPTIONS = {
+  "workdir": "", "images": "", "name": "fcrn18_s4_k3_d6", "width": "16",
+  "sizes": "256+512+1024+2048", "pitch": "40", "repeats": "3", "tile": "2048",
+  "overlap": "256",
+}  # fmt: skip
 
-def run(options: dict) -> list[dict]:
+
+def run(options: dict[str, str]) -> list[dict]:
   """One row a stage, or a size; what compiles is a column of its own."""
-  if "workdir" in options:
+  if options["workdir"]:
     return _stages(options["workdir"], options["images"])
-  name = options.get("name", "fcrn18_s4_k3_d6")
-  sizes = options.get("sizes", "256+512+1024+2048").split("+")
-  pitch = int(options.get("pitch", 40))
-  repeats = int(options.get("repeats", 3))
+  name, pitch = options["name"], int(options["pitch"])
   views = inference.Options(
-    tile=int(options.get("tile", 2048)),
-    tile_overlap=int(options.get("overlap", 256)),
+    tile=int(options["tile"]), tile_overlap=int(options["overlap"])
   )
   model = models.create(
-    name, {"semantic": 2, "boxes": 1}, width=int(options.get("width", 16))
+    name, {"semantic": 2, "boxes": 1}, width=int(options["width"])
   )
   apply_fn = true_maps_at_its_cost(model)
   settings = instances.Options(max_instances=4096)
@@ -46,8 +48,11 @@ def run(options: dict) -> list[dict]:
     apply_fn, model.stride, ("disc",), views=views, options=settings
   )
   return [
-    {"network": name, **measure(predictor, apply_fn, int(side), pitch, repeats)}
-    for side in sizes
+    {
+      "network": name,
+      **measure(predictor, apply_fn, int(side), pitch, int(options["repeats"])),
+    }
+    for side in options["sizes"].split("+")
   ]
 
 

@@ -22,45 +22,54 @@ from experiments import common
 from fcrn_jax import checkpoint
 from fcrn_jax.predictor import Predictor
 
+OPTIONS = {
+  "workdir": None, "split": "", "data": "", "images": "10", "side": "",
+}  # fmt: skip
 
-def run(options: dict) -> list[dict]:
+
+def run(options: dict[str, str]) -> list[dict]:
   """One row per tile and overlap, or one of the mosaic."""
   predictor = Predictor.load(options["workdir"])
   config = checkpoint.read_config(options["workdir"])
-  dataset = common.load_split(config, options.get("split"), options.get("data"))
-  if "side" in options:
+  dataset = common.load_split(config, options["split"], options["data"])
+  if options["side"]:
     return [_mosaic(predictor, dataset, int(options["side"]))]
-  number = min(int(options.get("images", 10)), len(dataset))
+  number = min(int(options["images"]), len(dataset))
   examples = sorted(
     (dataset[i] for i in range(number)), key=lambda e: e["image"].size
   )
   rows = []
   views = predictor.views
-  whole_views = views._replace(tile=0)
+  predictor.views = views._replace(tile=0)
+  whole = [_look(predictor, example["image"]) for example in examples]
   for tile, overlap in ((512, 256), (512, 128), (256, 128), (256, 64)):
     largest, differing, pixels = np.zeros(2), 0, 0
-    for example in examples:
-      predictor.views = whole_views
-      image = example["image"]
-      whole = predictor.maps(image), predictor(image)
-      predictor.views = views._replace(tile=tile, tile_overlap=overlap)
-      maps, result = predictor.maps(image), predictor(image)
-      found = [np.abs(maps.probs - whole[0].probs).max()]
+    predictor.views = views._replace(tile=tile, tile_overlap=overlap)
+    for example, (whole_maps, whole_labels) in zip(
+      examples, whole, strict=True
+    ):
+      maps, labels = _look(predictor, example["image"])
+      found = [np.abs(maps.probs - whole_maps.probs).max()]
       if maps.boxes is not None:
-        likely = whole[0].probs[..., 1:] > 0.5
-        apart = np.abs(maps.boxes - whole[0].boxes).max(-1)
+        likely = whole_maps.probs[..., 1:] > 0.5
+        apart = np.abs(maps.boxes - whole_maps.boxes).max(-1)
         found.append(apart.max(initial=0, where=likely))
       largest[: len(found)] = np.maximum(largest[: len(found)], found)
-      differing += _differing(result.label_map, whole[1].label_map)
-      pixels += image.shape[0] * image.shape[1]
+      differing += _differing(labels, whole_labels)
+      pixels += labels.size
     rows.append({
       "images": number, "tile": tile, "overlap": overlap,
       "max_probability_difference": float(largest[0]),
       "max_box_difference": float(largest[1]),
       "differing_pixels": differing / pixels,
     })  # fmt: skip
-  predictor.views = views
   return rows
+
+
+def _look(predictor, image):
+  """Maps and label map of an image."""
+  maps = predictor.maps(image)
+  return maps, predictor.group(maps, image).label_map
 
 
 def _differing(a, b):

@@ -28,12 +28,15 @@ from fcrn_jax.types import Preprocessing
 K = 512
 
 
-def run(options: dict) -> list[dict]:
+OPTIONS = {k: v for k, v in network.OPTIONS.items() if k != "peers"}
+
+
+def run(options: dict[str, str]) -> list[dict]:
   """One row per network, size and side."""
-  settings = network.defaults(options)
+  settings = network.parse({**options, "peers": "0"})
   if not settings["gpu"]:
     cores = len(os.sched_getaffinity(0))
-    settings["batch"] = int(options.get("batch", cores))
+    settings["batch"] = int(options["batch"] or cores)
   return [
     row
     for name in settings["names"]

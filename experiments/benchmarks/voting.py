@@ -9,6 +9,7 @@ ours also records the clusters. "find" is the whole grouping: n masks, votes,
 clusters, confidences, region NMS; "extract" adds masks, at the maps' or at the
 image's resolution. Ratios are to "vote". StarDist's NMS gets star polygons of
 the same objects (32 rays), for it knows no boxes, and takes one category only.
+Options: cases (joined by "+"), repeats.
 """
 
 import time
@@ -41,13 +42,17 @@ CASES = {
 _SLOW = 1e9  # candidates x keepers that take a loop minutes
 
 
+OPTIONS = {"cases": "+".join(CASES), "repeats": "5"}
+
+
 def run(options: dict[str, str]) -> list[dict]:
   """Rows: case, what, milliseconds, ratio to ours, limit, number found."""
-  repeats = int(options.get("repeats", 5))
-  names = options.get("cases", "+".join(CASES)).split("+")
+  names = options["cases"].split("+")
+  if unknown := set(names) - set(CASES):
+    raise ValueError(f"no cases {sorted(unknown)}; expected {list(CASES)}.")
   rows = []
   for name in names:
-    rows += _measure(name, CASES[name], repeats)
+    rows += _measure(name, CASES[name], int(options["repeats"]))
   return rows
 
 

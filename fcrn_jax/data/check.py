@@ -125,8 +125,9 @@ def refuse_leak(train: Any, test: Any, allow: bool = False) -> dict[str, Any]:
       f"{len(shared):,} of the {len(test.ids):,} images of {test.name} "
       f"{test.split!r} are in {train.name} {train.split!r}, which the network "
       f"was trained on (such as {shared[0]}): its scores there mean nothing. "
-      "Test on a split it has not seen or train on another (instances: "
-      "sbd_train); --allow_leak tests all the same and marks the results."
+      "Test on a split it has not seen, or train on another; "
+      "experiments.evaluate --allow_leak tests all the same and marks the "
+      "results."
     )
   return {
     "train_split": train.split,

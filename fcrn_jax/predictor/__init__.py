@@ -231,7 +231,8 @@ class Predictor:
   def explain(self, image: Image, number: int = 12) -> Image:
     """A picture of why the `number` best instances are there.
 
-    ValueError for images that are grouped in regions: explain a part.
+    ValueError for images that are grouped in regions (explain a part) and
+    for networks without boxes.
     """
     if self._is_large(image):
       raise ValueError(
@@ -239,6 +240,8 @@ class Predictor:
         " a whole; cut out a part."
       )
     maps, options = self.maps(image), self.options
+    if maps.boxes is None:
+      raise ValueError("a network without boxes has no votes to explain.")
     if options.masks == "full":  # whose votes are not the maps' cells
       options = dataclasses.replace(options, masks="boxes")
     result = grouping.group_one(

@@ -24,13 +24,20 @@ from fcrn_jax.types import Preprocessing
 _NUM_SAMPLES = 8
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
+def train_and_evaluate(
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  train_data: Any = None,
+  val_data: Any = None,
+) -> dict:
   """Trains, continuing a workdir that has a checkpoint, then evaluates.
 
   Args:
     config: see configs/default.py.
     workdir: gets config.json, checkpoints/, metrics.jsonl, curves.png,
       eval_<split>.json and samples/.
+    train_data, val_data: data sets (see data.load) in place of the config's,
+      such as data.Functions.
 
   Returns:
     The scores of eval_<split>.json; nothing where there are none: boxes alone,
@@ -43,11 +50,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   workdir = pathlib.Path(workdir)
   metrics.InstanceEvaluator(2, config.protocol)  # refuses an unknown one
   scored = "semantic" in config.model.heads
-  training_set = load_split(config, "train")
+  if train_data is None:
+    train_data = load_split(config, "train")
   if scored:
-    dataset = load_split(config, "val")
-    check.refuse_leak(training_set, dataset)
-  state = train(config, workdir, training_set)
+    if val_data is None:
+      val_data = load_split(config, "val")
+    check.refuse_leak(train_data, val_data)
+  state = train(config, workdir, train_data, val_data)
   if int(state.step) < config.num_steps:
     logging.info("stopped at step %d; the same command goes on", state.step)
     return {}
@@ -60,13 +69,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   predictor = Predictor.load(workdir)
   scores = evaluation.evaluate(
     predictor,
-    dataset,
+    val_data,
     protocol=config.protocol,
     workdir=workdir,
     max_images=config.eval_images,
   )
   if jax.process_index() == 0:
-    examples = [dataset[i] for i in range(min(_NUM_SAMPLES, len(dataset)))]
+    examples = [val_data[i] for i in range(min(_NUM_SAMPLES, len(val_data)))]
     evaluation.draw(predictor, examples, workdir / "samples")
     print(evaluation.table(scores))
     print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
@@ -79,19 +88,23 @@ def load_split(config: ConfigDict, which: str):
 
 
 def train(
-  config: ConfigDict, workdir: str | os.PathLike, dataset: Any = None
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  train_data: Any = None,
+  val_data: Any = None,
 ) -> step.TrainState:
   """Trains to config.num_steps and returns the last state.
 
-  dataset: the config's training images where they are loaded already.
+  train_data, val_data: as of train_and_evaluate; the latter is only looked at
+    where config.eval_every asks for scores on the way.
   """
   workdir = pathlib.Path(workdir)
   main_process = jax.process_index() == 0
-  if dataset is None:
-    dataset = load_split(config, "train")
-  if "boxes" in config.model.heads and not dataset.has_instances:
+  if train_data is None:
+    train_data = load_split(config, "train")
+  if "boxes" in config.model.heads and not train_data.has_instances:
     raise ValueError(
-      f"{dataset.name} {dataset.split!r} has no instances to learn boxes from;"
+      f"{train_data.name} {train_data.split!r} has no instances to learn boxes from;"
       " set --config.model.heads='(\"semantic\",)', or add SegmentationObject."
     )
   if config.eval_every and "semantic" not in config.model.heads:
@@ -103,8 +116,8 @@ def train(
       f"config.coarse is {config.coarse}; expected a share of steps, 0 to 1."
     )
   with config.unlocked():
-    config.categories = tuple(dataset.categories)
-    config.category_ids = tuple(getattr(dataset, "category_ids", ()))
+    config.categories = tuple(train_data.categories)
+    config.category_ids = tuple(getattr(train_data, "category_ids", ()))
   model = loading.create_model(config)
   learning_rate = optimizer.schedule(
     config.optim.schedule,
@@ -122,7 +135,7 @@ def train(
   state = _first_state(config, model, tx)
   batches = iter(
     pipeline.train_batches(
-      dataset,
+      train_data,
       _pipeline_options(config, model.stride),
       seed=config.seed,
       process_index=jax.process_index(),
@@ -198,7 +211,7 @@ def train(
         checkpointer.save(now, parallel.replicate(state), batches.get_state())
       if _due(now, config.eval_every):
         checkpointer.wait()
-        writer.write(now, _validate(config, workdir))
+        writer.write(now, _validate(config, workdir, val_data))
       if now == counted:  # logged, saved and evaluated: not training's time
         clock = time.perf_counter()
       if last:
@@ -294,12 +307,12 @@ def _collection(names):
   )
 
 
-def _validate(config, workdir):
+def _validate(config, workdir, val_data):
   """A few scores of the validation split, for metrics.jsonl."""
+  if val_data is None:
+    val_data = load_split(config, "val")
   scores = evaluation.evaluate(
-    Predictor.load(workdir),
-    load_split(config, "val"),
-    protocol=config.protocol,
+    Predictor.load(workdir), val_data, protocol=config.protocol
   )
   return {
     f"val_{name}": value
