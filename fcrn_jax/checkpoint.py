@@ -16,16 +16,15 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from fcrn_jax.files import replacing
+
 PathLike = str | os.PathLike
 
 
 def write_json(path: PathLike, value: Any, indent: int | None = 2) -> None:
   """Writes a JSON file under a temporary name, then renames it."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  temporary.write_text(json.dumps(value, indent=indent) + "\n")
-  os.replace(temporary, path)
+  with replacing(path) as temporary:
+    temporary.write_text(json.dumps(value, indent=indent) + "\n")
 
 
 def read_json(path: PathLike) -> Any:

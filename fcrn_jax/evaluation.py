@@ -26,7 +26,6 @@ from fcrn_jax.types import IGNORE
 
 # Category maps of published benchmarks have rules of their own.
 _SEMANTIC = {"voc2012_sbd": metrics.VOC, "cityscapes": metrics.CITYSCAPES}
-_OWN = metrics.SemanticProtocol("nan_excluded", background=True)
 _NUM_WORST = 20
 
 
@@ -73,15 +72,13 @@ class Scores:
   def result(
     self,
     names: tuple[str, ...],
-    semantic: metrics.SemanticProtocol,
+    absent_class: str,
   ) -> dict[str, float]:
     """All scores by name; those of connected components with a prefix.
 
     names are those of the labels, 0 included.
     """
-    found = metrics.semantic_scores(
-      self.confusion, semantic.absent_class, semantic.background
-    )
+    found = metrics.semantic_scores(self.confusion, absent_class)
     scores = _flat(found, "iou", names)
     if self.ours is None:
       return scores
@@ -165,7 +162,7 @@ def evaluate(
   scores = _score(predictor, dataset, number, protocol, oracle, progress)
   for other in _other_processes(scores):
     scores.merge(other)
-  semantic = _SEMANTIC.get(dataset.name, _OWN)
+  semantic = _SEMANTIC.get(dataset.name, "nan_excluded")
   names = (dataset.background, *dataset.categories)
   values = scores.result(names, semantic)
   values |= _stamp(predictor, dataset, protocol, semantic, number, oracle)
@@ -271,7 +268,10 @@ def _check_categories(predictor, dataset):
 def _check_leaks(predictor, dataset, allow_leak):
   """The stamp of check.refuse_leak, over all training sets."""
   stamp = {"leaked_images": 0, "leak_check": "done"}
-  for source in predictor.trained_on:
+  sources = predictor.trained_on
+  for index, source in enumerate(sources):
+    if source in sources[:index]:  # of two networks, and counted already
+      continue
     try:
       train = data.load(**source)
     except ValueError as error:
@@ -317,8 +317,7 @@ def _stamp(predictor, dataset, protocol, semantic, number, oracle):
   }
   return {
     "protocol": protocol,
-    "semantic_protocol": f"{semantic.absent_class}, background "
-    + ("counted" if semantic.background else "left out"),
+    "semantic_protocol": f"{semantic}, background counted",
     "oracle": oracle,
     "data": dataset.name,
     "data_path": str(dataset.path) if dataset.path else None,

@@ -15,7 +15,6 @@ nor Flax are needed, and without this library jax and safetensors are enough.
 import functools
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, UInt8
 
 from fcrn_jax import inference
+from fcrn_jax.files import replacing
 from fcrn_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -160,18 +160,14 @@ def save(
     "platforms": PLATFORMS,
     "jax": jax.__version__,
   }
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-      archive.writestr("metadata.json", json.dumps(metadata, indent=2))
-      archive.writestr("weights.safetensors", safetensors.numpy.save(flat))
-      for name, program in programs.items():
-        archive.writestr(f"{name}.jaxexport", bytes(program.serialize()))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with (
+    replacing(path) as temporary,
+    zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+  ):
+    archive.writestr("metadata.json", json.dumps(metadata, indent=2))
+    archive.writestr("weights.safetensors", safetensors.numpy.save(flat))
+    for name, program in programs.items():
+      archive.writestr(f"{name}.jaxexport", bytes(program.serialize()))
 
 
 def load(path: str | os.PathLike) -> Artefact:

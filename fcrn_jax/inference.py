@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -79,6 +79,11 @@ def bucket(size: int) -> int:
 
 def map_stride(stride: int, options: Options) -> int:
   """Pixels per cell of the maps: the network's stride / shifts."""
+  if not options.scales or min(options.scales) <= 0:
+    raise ValueError(
+      f"inference.scales is {options.scales}; expected positive factors, 1.0"
+      " for the image's own size."
+    )
   if options.shifts < 1 or (
     options.shifts > 1 and stride % (2 * options.shifts)
   ):
@@ -325,17 +330,16 @@ def _to_maps(semantic, encoded, sizes, move, shape):
   Two networks may differ in stride; the coarser map is then brought to the
   cells of the finer one.
   """
-  probs = jax.nn.softmax(jnp.asarray(semantic, jnp.float32))
-  if encoded is None:
+  stride = shape[0] / (semantic if encoded is None else encoded).shape[1]
+  probs, boxes = to_maps(semantic, encoded, stride)
+  if boxes is None:
     return Maps(probs, None)
-  encoded = jnp.asarray(encoded, jnp.float32)
-  height, width = encoded.shape[1:3]
-  points = box_algebra.cell_points(height, width, shape[0] / height, jnp)
-  boxes = box_algebra.decode(encoded, points[:, :, None])
   boxes -= jnp.tile(jnp.asarray(move, jnp.float32), 2)
+  height, width = boxes.shape[1:3]
   ratio = height / probs.shape[1]
   if ratio > 1:
-    probs = _repeat_last(probs, sizes, shape)
+    cell = shape[0] // probs.shape[1]
+    probs = jax.vmap(repeat_last)(probs, -(-sizes // cell))
     b, _, _, c = probs.shape
     probs = jax.image.resize(probs, (b, height, width, c), "linear")
   elif ratio < 1:
@@ -344,17 +348,30 @@ def _to_maps(semantic, encoded, sizes, move, shape):
   return Maps(probs, boxes)
 
 
-def _repeat_last(maps, sizes, shape):
-  """Cells beyond each image become its last ones."""
+def to_maps(
+  semantic: Float[Array, "*b h w c"],
+  encoded: Float[Array, "*b y x k 4"] | None,
+  stride: int | float,
+) -> Maps:
+  """Logits to probabilities, encoded boxes to absolute ones."""
+  probs = jax.nn.softmax(jnp.asarray(semantic, jnp.float32))
+  if encoded is None:
+    return Maps(probs, None)
+  encoded = jnp.asarray(encoded, jnp.float32)
+  points = box_algebra.cell_points(*encoded.shape[-4:-2], stride, jnp)
+  return Maps(probs, box_algebra.decode(encoded, points[:, :, None]))
 
-  def one(image, size):
+
+def repeat_last(maps: Any, cells: Int[Array, "2"]) -> Any:
+  """Maps `h w ...` of one image: cells beyond its `cells` become its last."""
+
+  def repeat(values):
     for axis in (0, 1):
-      length = image.shape[axis]
-      last = -(-size[axis] * length // shape[axis]) - 1
-      image = image.take(jnp.minimum(jnp.arange(length), last), axis)
-    return image
+      index = jnp.minimum(jnp.arange(values.shape[axis]), cells[axis] - 1)
+      values = values.take(index, axis)
+    return values
 
-  return jax.vmap(one)(maps, sizes)
+  return jax.tree.map(repeat, maps)
 
 
 def _interleave(grid, moves):

@@ -21,6 +21,16 @@ Array = Any  # a numpy or a JAX array; jaxtyping then checks shape and dtype
 IGNORE = 255
 
 
+def palette() -> UInt8[np.ndarray, "256 3"]:
+  """VOC's colours: the bits of the label, dealt to R, G, B from the top."""
+  index = np.arange(256)
+  colors = np.zeros((256, 3), np.int64)
+  for bit in range(8):
+    for channel in range(3):
+      colors[:, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+  return colors.astype(np.uint8)
+
+
 class Batch(TypedDict, total=False):
   """What the training pipeline yields; arrays are numpy, then on devices.
 

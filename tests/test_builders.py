@@ -526,6 +526,17 @@ def test_what_two_functions_may_not_give(change, words):
     dataset[0]
   with pytest.raises(ValueError, match="no images in split"):
     data.Functions([], lambda key: None, lambda key: {}, ("x",))
+  for number in (0, 255):
+    with pytest.raises(ValueError, match=f"has {number} categories"):
+      data.Functions(["a"], photo, lambda key: {}, ("x",) * number)
+
+
+def test_functions_of_categories_alone_say_so():
+  labels = {"semantic": OBJECTS.clip(max=1)}
+  functions = ["a"], lambda key: photo(0), lambda key: labels, ("x",)
+  with pytest.raises(ValueError, match=r"no 'instances'.*has_instances=False"):
+    data.Functions(*functions)[0]
+  assert "instances" not in data.Functions(*functions, has_instances=False)[0]
 
 
 # As tfds builders.

@@ -9,7 +9,7 @@ from PIL import Image
 from fcrn_jax import data
 from fcrn_jax.data import check, check_report, folder
 from fcrn_jax.data.builders import coco, shards, voc2012_sbd
-from fcrn_jax.data.inspection import palette
+from fcrn_jax.types import palette
 from tests import damage
 from tests.builder_fixtures import (
   IDS,
@@ -304,3 +304,47 @@ def test_names_are_guessed_or_asked_for(tmp_path):
   assert check.splits_of("voc2012_sbd", tmp_path) == list(voc2012_sbd.SPLITS)
   assert folder.VOC_LABELS[1:] == voc2012_sbd.CATEGORIES
   assert set(coco.VOC_NAMES.values()) <= set(folder.VOC_LABELS)
+
+
+def test_labels_and_ids_of_any_size_are_told(tmp_path):
+  write_folder(tmp_path, [OBJECTS.clip(max=2)] * 3, OBJECTS)
+  for name, part, value in (
+    ("im0", "SegmentationClass", -1), ("im1", "SegmentationClass", 70000),
+    ("im2", "SegmentationObject", 70000),
+  ):  # fmt: skip
+    file = tmp_path / part / f"{name}.png"
+    labels = folder.load_map(file).astype(np.int32)
+    labels[labels > 1] = value
+    file.unlink()
+    Image.fromarray(labels).save(file.with_suffix(".tif"))
+  report = examine("folder", tmp_path)
+  assert findings(report, "error") == {("range", f"im{k}") for k in range(3)}
+  check_report.plot(report, tmp_path / "plot.png")
+  assert "70000" in check_report.text(report)
+
+
+def test_only_images_that_no_list_has_are_unlisted(tmp_path):
+  write_folder(tmp_path, [OBJECTS.clip(max=2)] * 3)
+  lists = tmp_path / "ImageSets" / "Segmentation"
+  write_lines(lists / "train.txt", ["im0"])
+  write_lines(lists / "val.txt", ["im1"])
+  report = check.examine(*check.open_splits("folder", tmp_path, ["train"]))
+  (found,) = [p for p in report.problems if p.kind == "unlisted"]
+  assert found.key == "im2" and found.message.startswith("1 images")
+
+
+def test_data_without_a_split_are_refused(tmp_path):
+  write_folder(tmp_path, [OBJECTS.clip(max=2)])
+  (tmp_path / "ImageSets" / "Segmentation" / "train.txt").unlink()
+  with pytest.raises(ValueError, match="has no split"):
+    check.open_splits("folder", tmp_path)
+
+
+def test_a_leak_is_seen_through_preparation(tmp_path):
+  write_folder(tmp_path / "in", [OBJECTS.clip(max=2)])
+  raw = data.load("folder", "train", tmp_path / "in")
+  shards.prepare({"train": raw}, tmp_path / "out")
+  prepared = data.load("folder", "train", tmp_path / "out")
+  for one, other in ((raw, prepared), (prepared, raw)):
+    with pytest.raises(ValueError, match="1 of the 1 images"):
+      check.refuse_leak(one, other)

@@ -366,3 +366,46 @@ def test_voc(real_data):
   }  # fmt: skip
   assert pixels[255] == 169270
   assert pixels[15] == 197759
+
+
+# Lists and files beside the images.
+
+
+def test_files_of_other_programs_are_left_alone(tmp_path):
+  root = make(tmp_path)
+  for part in ("JPEGImages", "SegmentationClass"):
+    (root / part / "im0.json").write_text("{}")
+  lists = root / "ImageSets" / "Segmentation"
+  (lists / "train.lst").write_text("nothing")
+  names = (lists / "train.txt").read_text()
+  (lists / "train.txt").write_text(names, encoding="utf-8-sig")
+  assert len(load(root)) == 3
+  load(root)[0]
+  Image.new("RGB", (8, 6)).save(root / "JPEGImages" / "im1.png")
+  with pytest.raises(
+    ValueError, match=r"im1\.png and .*im1\.jpg have the same"
+  ):
+    load(root)
+
+
+def test_negative_labels_are_refused(tmp_path):
+  root = make(tmp_path)
+  labels = np.full((6, 8), -1, np.int32)
+  Image.fromarray(labels).save(root / "SegmentationClass" / "im0.tif")
+  (root / "SegmentationClass" / "im0.png").unlink()
+  with pytest.raises(ValueError, match=r"im0\.tif has labels \[-1\]"):
+    load(root)[0]
+
+
+def test_the_number_of_labels_is_limited(tmp_path):
+  root = make(tmp_path)
+  for labels in (("background",), tuple(map(str, range(256)))):
+    with pytest.raises(ValueError, match=f"has {len(labels)} labels"):
+      load(root, labels=labels)
+
+
+def test_a_pixel_that_is_no_number_does_not_blacken_the_image():
+  gray = np.linspace(5, 6, 200, dtype=np.float32).reshape(10, 20)
+  gray[3, 4] = np.nan
+  image = folder.load_image(encode(gray, "TIFF"))
+  assert image.min() == 0 and image.max() == 255 and image[3, 4, 0] == 0

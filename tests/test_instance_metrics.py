@@ -19,7 +19,7 @@ from fcrn_jax.metrics.protocols import (
   voc_ap,
 )
 
-TENTHS = [0.1 * k for k in range(1, 10)]
+TENTHS = [k / 10 for k in range(1, 10)]
 HALVES = np.linspace(0.5, 0.95, 10)
 
 
@@ -84,6 +84,9 @@ def test_an_exact_tie_counts_for_mnc_and_not_for_sds():
   tie = [image(bars("##.."), [0.9], bars("####"))]
   assert evaluate(tie, "sds")["ap_r_0.5"] == 0
   assert evaluate(tie, "mnc")["ap_r_0.5"] == 1
+  seven_of_ten = [image(bars("#######..."), [0.9], bars("##########"))]
+  assert evaluate(seven_of_ten, "mnc")["ap_r_0.7"] == 1
+  assert evaluate(seven_of_ten, "sds")["ap_r_0.7"] == 0
   assert evaluate(tie, "coco")["ap_0.5"] == pytest.approx(1)
   assert evaluate(tie, "matching")["matching_0.5"] == 1
 
@@ -698,3 +701,14 @@ def test_connected_components_are_evaluated_as_they_are():
   assert evaluator.result()["matching_0.5"] < 0.5
   nothing = connected_components(np.zeros((60, 60), np.uint8))
   evaluator.add(*nothing, truth, np.ones(9, int))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_stacks_of_numbers_are_masks_and_void_is_checked(dtype):
+  truth = bars("##..", "..##")
+  evaluator = InstanceEvaluator(2, "sds")
+  images = image(truth.astype(dtype), [0.9, 0.8], truth.astype(dtype))
+  evaluator.add(*images, void=np.zeros((1, 4), np.uint8))
+  assert evaluator.result()["ap_r_0.5"] == 1
+  with pytest.raises(ValueError, match=r"void is of shape \(2, 4\)"):
+    evaluator.add(*images, void=np.zeros((2, 4), bool))

@@ -123,7 +123,7 @@ def test_paint_equals_naive_loop(mode, stride, size, monkeypatch):
   options = Options(masks=mode, num_masks=2, score_floor=0.5)
   rng = np.random.default_rng(1)
   probs, boxes, found = scene(rng, 7, 9, 3, options)
-  labels = masks.assign(found, probs, boxes, options, size, stride)
+  labels = masks.paint(found, probs, boxes, options, size, stride).labels
   expected, margin = naive_paint(found, probs, boxes, options, size, stride)
   # The rest are ties but for rounding; blocks need none.
   sure = (margin > 1e-5) | (mode == "blocks")
@@ -183,7 +183,7 @@ def test_pixels_that_agree_with_nobody_stay_free():
     (0.4, [2, -1, -1]),
   ]:
     options = Options(num_masks=1, min_agreement=floor)
-    labels = masks.assign(found, probs, boxes, options, (1, 3), 1)
+    labels = masks.paint(found, probs, boxes, options, (1, 3), 1).labels
     assert labels[0, 0].tolist() == expected
 
 

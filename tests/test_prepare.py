@@ -187,6 +187,9 @@ def test_other_data_are_refused_unless_overwritten(tmp_path):
   write_lines(other / "labels.txt", ["background", "cat", "cow"])
   with pytest.raises(ValueError, match=r"other categories \(\['cat', 'dog'\]"):
     shards.prepare({"val": load(other)}, out)
+  both = {"train": load(other), "more-train": load(other)}
+  shards.prepare(both, out, overwrite=True)
+  assert load(out).categories == ("cat", "cow")
 
 
 def test_processes_write_the_same(tmp_path, small_shards):
@@ -311,3 +314,33 @@ def test_prepared_nuclei(tmp_path, real_data):
   shards.prepare({"val": some}, tmp_path / "out")
   assert_same(load(tmp_path / "out", "val"), some)
   assert max(some[k]["instances"].max() for k in range(number)) > 50
+
+
+def test_overwriting_that_was_cut_off_leaves_no_stale_lists(
+  tmp_path, monkeypatch
+):
+  root, out = write_folder(tmp_path / "in", 3), tmp_path / "out"
+  write_folder(root, 2, "val")
+  shards.prepare({s: load(root, s) for s in ("train", "val")}, out)
+
+  def cut(dataset, index):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(records, "encode", cut)
+    with pytest.raises(KeyboardInterrupt):
+      shards.prepare({"val": load(root, "val")}, out, overwrite=True)
+    assert_same(load(out), load(root))
+    with pytest.raises(ValueError, match="no split 'val'"):
+      load(out, "val")
+    with pytest.raises(KeyboardInterrupt):
+      shards.prepare({"train": load(root)}, out, overwrite=True)
+    with pytest.raises(ValueError, match="unfinished"):
+      load(out)
+
+
+def test_prepared_data_are_of_one_name(tmp_path):
+  root, out = write_folder(tmp_path / "in", 1), tmp_path / "out"
+  shards.prepare({"train": load(root)}, out)
+  with pytest.raises(ValueError, match="holds 'folder', prepared, and not"):
+    data.load("cityscapes", "train", out)

@@ -5,10 +5,6 @@ from sklearn.metrics import confusion_matrix
 from fcrn_jax.metrics import CITYSCAPES, VOC, confusion, semantic_scores
 
 
-def scores(matrix, protocol):
-  return semantic_scores(matrix, protocol.absent_class, protocol.background)
-
-
 @pytest.mark.parametrize("num_classes", [2, 21, 150])
 def test_confusion_equals_scikit_learn(num_classes):
   rng = np.random.default_rng(num_classes)
@@ -80,9 +76,11 @@ def test_absent_classes(absent_class, mean_iou, mean_accuracy):
 
 
 def test_presets():
-  assert scores(MATRIX, VOC)["mean_iou"] == pytest.approx((3 / 4 + 1 / 3) / 4)
+  assert semantic_scores(MATRIX, VOC)["mean_iou"] == pytest.approx(
+    (3 / 4 + 1 / 3) / 4
+  )
   # Cityscapes leaves out what never occurs; label 0 is road.
-  result = scores(MATRIX, CITYSCAPES)
+  result = semantic_scores(MATRIX, CITYSCAPES)
   assert result["mean_iou"] == pytest.approx((3 / 4 + 1 / 3 + 0) / 3)
 
 

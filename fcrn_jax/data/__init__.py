@@ -36,7 +36,8 @@ def load(
 
   `path` is the data's directory ("shapes" needs none): as it was published,
   or as experiments.prepare_data or a tfds builder wrote it. `options` are
-  fields of the Options in the module of that name. ValueError for an unknown
+  fields of the Options in the module of that name; prepared data have theirs
+  from when they were prepared, and look at none here. ValueError for an unknown
   name or field and for data that cannot be read.
   """
   options = dict(options or {})
@@ -50,7 +51,12 @@ def load(
     # Only here, since it imports tensorflow_datasets.
     from fcrn_jax.data.builders import records
 
-    return records.Prepared(path, split)
+    dataset = records.Prepared(path, split)
+    if name not in ("folder", dataset.name):
+      raise ValueError(
+        f"{path} holds {dataset.name!r}, prepared, and not {name!r}."
+      )
+    return dataset
   if name == "folder":
     return folder.Folder(path, split, _fields(folder.Options, options))
   if name in _BUILT:

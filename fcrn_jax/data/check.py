@@ -17,8 +17,8 @@ from tqdm import tqdm
 from fcrn_jax import data
 from fcrn_jax.data import builders, folder
 from fcrn_jax.data.builders import cityscapes, pascal_context, voc2012_sbd
-from fcrn_jax.data.inspection import Inspection, Problem, inspect, palette
-from fcrn_jax.types import IGNORE
+from fcrn_jax.data.inspection import Inspection, Problem, inspect
+from fcrn_jax.types import IGNORE, palette
 
 # Kind of problem: severity, title, what to do.
 KINDS = {
@@ -142,7 +142,7 @@ def _source(dataset: Any) -> Any:
   family = _GLOBAL_IDS.get(dataset.name, dataset.name)
   if family == "voc" or dataset.name == "cityscapes":
     return family
-  path = dataset.path
+  path = getattr(dataset, "source", dataset.path)  # of prepared data
   return family, None if path is None else os.path.realpath(path)
 
 
@@ -202,7 +202,13 @@ def open_splits(
   kind = "absent" if options.get("partial") else "missing"
   if name == "folder" and not builders.is_prepared(path):
     options["on_error"] = "skip"
-  for split in splits or splits_of(name, path):
+  splits = splits or splits_of(name, path)
+  if not splits:
+    raise ValueError(
+      f"{path} has no split: no .txt in ImageSets/Segmentation, or no json in"
+      " annotations."
+    )
+  for split in splits:
     try:
       datasets[split] = data.load(name, split, path, options)
       problems += _missing(datasets[split])
@@ -237,8 +243,10 @@ def examine(
   if not report.seen - {0, IGNORE} and report.seen:
     message = f"All maps hold nothing but {sorted(report.seen)}."
     problems.append(Problem("range", "all", message))
-  if any(isinstance(d, folder.Folder) for d in datasets.values()):
-    problems += _unlisted(datasets.values())
+  for path in {
+    d.path for d in datasets.values() if isinstance(d, folder.Folder)
+  }:
+    problems += _unlisted(path)
   return report
 
 
@@ -255,13 +263,13 @@ def _missing(dataset: Any) -> list[Problem]:
   ]
 
 
-def _unlisted(datasets: Iterable[folder.Folder]) -> list[Problem]:
+def _unlisted(path: pathlib.Path) -> list[Problem]:
   """One problem for all images of a folder that no list has."""
   listed = set()
-  for dataset in datasets:
-    listed |= set(folder.read_split(dataset.path, dataset.split))
-  images = dataset.path / "JPEGImages"
-  files = sorted(file.stem for file in images.iterdir())
+  for file in (path / "ImageSets" / "Segmentation").glob("*.txt"):
+    lines = file.read_text("utf-8-sig").splitlines()
+    listed |= {line.strip() for line in lines}
+  files = folder.list_files(path / "JPEGImages")
   alone = [key for key in files if key not in listed]
   if not alone:
     return []

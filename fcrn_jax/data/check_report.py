@@ -1,7 +1,6 @@
 """A check's Report as text, as plain values for a json, and as pictures."""
 
 import collections
-import io
 import pathlib
 import textwrap
 from typing import Any
@@ -11,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fcrn_jax.data import check, folder
-from fcrn_jax.data.inspection import palette
-from fcrn_jax.types import IGNORE
+from fcrn_jax.files import replacing
+from fcrn_jax.types import IGNORE, palette
 
 _SHOWN = 3  # examples of each kind of problem on the screen
 
@@ -93,7 +92,7 @@ def _table(report: check.Report) -> list[str]:
   seen = set().union(*(totals["pixels_by_label"] for totals in splits.values()))
   for label in sorted(seen | set(range(len(report.labels)))):
     name = "void" if label == IGNORE else "?"
-    if label < len(report.labels):
+    if 0 <= label < len(report.labels):
       name = report.labels[label]
     cells = ""
     for totals in splits.values():
@@ -103,6 +102,12 @@ def _table(report: check.Report) -> list[str]:
       cells += f"{share / total:15.3%} {count or '':>10}"
     lines.append(f"{label:>4} {name:13}{cells}")
   return lines
+
+
+def _name(report: check.Report, label: int) -> str:
+  """A label's name, or its number where it has none."""
+  known = 0 <= label < len(report.labels)
+  return report.labels[label] if known else str(label)
 
 
 def plot(report: check.Report, path: pathlib.Path) -> None:
@@ -128,10 +133,9 @@ def plot(report: check.Report, path: pathlib.Path) -> None:
     for axis, data in zip(axes[1:], (counts, sides, sizes), strict=True):
       if data:
         axis.hist(data, bins=40, histtype="step", label=split)
-  names = [*report.labels, *map(str, range(len(report.labels), 1 << 16))]
   axes[0].set_xticks(
-    np.arange(len(labels)) + 0.4 - width / 2, [names[k] for k in labels],
-    rotation=90, fontsize=6,
+    np.arange(len(labels)) + 0.4 - width / 2,
+    [_name(report, k) for k in labels], rotation=90, fontsize=6,
   )  # fmt: skip
   titles = (
     "share of pixels of each label", "instances in an image",
@@ -205,8 +209,5 @@ def _blend(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
   """Writes the figure whole or not at all."""
-  stream = io.BytesIO()
-  FigureCanvasAgg(figure).print_png(stream)
-  temporary = path.with_name(f".tmp-{path.name}")
-  temporary.write_bytes(stream.getvalue())
-  temporary.replace(path)
+  with replacing(path) as temporary:
+    FigureCanvasAgg(figure).print_png(temporary)

@@ -17,7 +17,7 @@ import os
 import pathlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,13 +62,18 @@ class Folder:
     self.path = pathlib.Path(path).expanduser()
     self.split = split
     labels = tuple(options.labels) or _read_labels(self.path)
+    if not 2 <= len(labels) <= IGNORE:
+      raise ValueError(
+        f"{self.path} has {len(labels)} labels; expected the names of 2 to 255"
+        " in labels.txt, label 0 first (255 is void)."
+      )
     self.background, self.categories = labels[0], labels[1:]
-    self._images = _list_files(self.path / "JPEGImages")
-    self._semantic = _list_files(self.path / "SegmentationClass")
+    self._images = list_files(self.path / "JPEGImages")
+    self._semantic = list_files(self.path / "SegmentationClass")
     self.has_instances = (self.path / "SegmentationObject").is_dir()
     self._instances = {}
     if self.has_instances:
-      self._instances = _list_files(self.path / "SegmentationObject")
+      self._instances = list_files(self.path / "SegmentationObject")
     self.ids, self.skipped = self._check_ids(options.on_error)
 
   def _check_ids(self, on_error: str) -> tuple[list[str], list[str]]:
@@ -134,7 +139,7 @@ def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
   the image become 0 and 255 (ours). ValueError names a file that is missing,
   unreadable, truncated or too large.
   """
-  with _naming(file):
+  with naming(file):
     image = Image.open(file)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I;16", "I;16B", "I", "F"):
@@ -170,12 +175,13 @@ def load_labels(
 def read_split(path: pathlib.Path, split: str) -> list[str]:
   """The ids of ImageSets/Segmentation/<split>.txt."""
   folder = path / "ImageSets" / "Segmentation"
-  there = sorted(name for name in _list_files(folder))
+  there = sorted(list_files(folder, (".txt",)))
   if split not in there:
     raise ValueError(
       f"{folder / split}.txt does not exist; splits there: {there}."
     )
-  lines = (folder / f"{split}.txt").read_text().splitlines()
+  # With "-sig" also as Windows' editors save it.
+  lines = (folder / f"{split}.txt").read_text("utf-8-sig").splitlines()
   ids = [line.strip() for line in lines if line.strip()]
   if not ids:
     raise ValueError(
@@ -195,16 +201,17 @@ def _read_labels(path: pathlib.Path) -> tuple[str, ...]:
       "'background') first, or pass options={'labels': (...)}."
     )
   labels = tuple(line.strip() for line in file.read_text().splitlines())
-  labels = tuple(line for line in labels if line)
-  if not 2 <= len(labels) <= IGNORE:
-    raise ValueError(
-      f"{file} has {len(labels)} names; expected 2 to 255, label 0 first."
-    )
-  return labels
+  return tuple(line for line in labels if line)
 
 
-def _list_files(folder: pathlib.Path) -> dict[str, str]:
-  """Path by name without suffix of a folder's files."""
+def list_files(
+  folder: pathlib.Path, suffixes: Collection[str] = ()
+) -> dict[str, str]:
+  """Path by name without suffix of a folder's files of these suffixes.
+
+  By default those of pictures: annotation tools leave theirs beside them.
+  """
+  suffixes = suffixes or Image.registered_extensions()
   try:
     with os.scandir(folder) as entries:
       files = sorted(e.path for e in entries if not e.name.startswith("."))
@@ -217,11 +224,20 @@ def _list_files(folder: pathlib.Path) -> dict[str, str]:
       f"{folder} does not exist; a folder in VOC layout has JPEGImages, "
       "SegmentationClass and ImageSets/Segmentation."
     ) from None
-  return {pathlib.PurePath(file).stem: file for file in files}
+  named = {}
+  for file in map(pathlib.PurePath, files):
+    if file.suffix.lower() not in suffixes:
+      continue
+    if file.stem in named:
+      raise ValueError(
+        f"{file} and {named[file.stem]} have the same name; take one away."
+      )
+    named[file.stem] = str(file)
+  return named
 
 
 @contextlib.contextmanager
-def _naming(file: str | os.PathLike | io.IOBase) -> Iterator[None]:
+def naming(file: str | os.PathLike | io.IOBase) -> Iterator[None]:
   """Turns what goes wrong in reading a picture into a clear ValueError."""
   name = getattr(file, "name", file)
   try:
@@ -247,7 +263,9 @@ def _naming(file: str | os.PathLike | io.IOBase) -> Iterator[None]:
 def _stretch(gray: Array) -> UInt8[Array, "H W"]:
   """Gray values of any range to 0 ... 255 between two percentiles."""
   gray = gray.astype(np.float32)
-  low, high = np.percentile(gray, (0.1, 99.9))
+  finite = gray[np.isfinite(gray)]
+  low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0, 1)
+  gray = np.nan_to_num(gray, nan=low, posinf=high, neginf=low)
   scaled = (gray - low) * (255 / max(high - low, 1e-9))
   return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
@@ -256,7 +274,7 @@ def load_map(
   path: str | os.PathLike, shape: tuple[int, ...] | None = None
 ) -> Integer[Array, "H W"]:
   """A label map's ids, uint8 or wider; ValueError if not of `shape` H W."""
-  with _naming(path):
+  with naming(path):
     image = Image.open(path)
     image.load()
   if image.mode not in _GRAY:
@@ -282,13 +300,28 @@ def _check_labels(
   path: str | os.PathLike,
 ) -> None:
   """ValueError if a label is neither 0 ... num_categories nor void."""
-  wrong = semantic[(semantic > num_categories) & (semantic != IGNORE)]
+  high = (semantic > num_categories) & (semantic != IGNORE)
+  wrong = semantic[(semantic < 0) | high]
   if wrong.size:
     raise ValueError(
       f"{path} has labels {np.unique(wrong)[:10].tolist()}; labels.txt names "
       f"0 ... {num_categories} (and 255 is void). Is the first line of "
       "labels.txt the name of label 0, and does the map hold ids, not colours?"
     )
+
+
+def count_labels(
+  raw: Integer[Array, "H W"], semantic: UInt8[Array, "H W"], path: Any
+) -> tuple[Int[Array, "m"], Int[Array, "m 256"]]:
+  """The ids of the instances of a map, and how many pixels of each label."""
+  if raw.min() < 0 or raw.max() > 65535:
+    raise ValueError(f"{path} has ids outside 0 ... 65535.")
+  pairs = raw.astype(np.int32).ravel() * 256 + semantic.ravel()
+  starts, ends, pairs = transforms.runs(pairs)
+  ids, owner = np.unique(pairs // 256, return_inverse=True)
+  votes = np.zeros((len(ids), 256), np.int64)
+  np.add.at(votes, (owner, pairs % 256), ends - starts)
+  return ids[ids > 0], votes[ids > 0]
 
 
 def _categorise(
@@ -302,19 +335,7 @@ def _categorise(
   Instances all on void pixels are left out. ValueError for one that has no
   category and is not void.
   """
-  if raw.min() < 0 or raw.max() > 65535:
-    raise ValueError(f"{path} has ids outside 0 ... 65535.")
-  # How often each pair of instance and label is met.
-  pairs = raw.astype(np.int32).ravel() * 256 + semantic.ravel()
-  starts, ends, pairs = transforms.runs(pairs)
-  owner, label = np.divmod(pairs, 256)
-  ids = np.flatnonzero(np.bincount(owner))
-  ids = ids[ids > 0]
-  table = np.zeros(int(owner.max()) + 1, np.int32)
-  table[ids] = np.arange(1, len(ids) + 1)
-  votes = np.bincount(
-    table[owner] * 256 + label, ends - starts, 256 * (len(ids) + 1)
-  ).reshape(-1, 256)[1:]
+  ids, votes = count_labels(raw, semantic, path)
   known = votes[:, 1 : num_categories + 1].any(axis=1)
   lost = ids[~known & (votes[:, 0] > 0)]
   if lost.size:
@@ -323,7 +344,7 @@ def _categorise(
       "their pixels a category in SegmentationClass, or void."
     )
   ids = ids[known]
-  table[:] = 0
+  table = np.zeros(int(raw.max()) + 1, np.int32)
   table[ids] = np.arange(1, len(ids) + 1)
   classes = votes[known, 1 : num_categories + 1].argmax(axis=1) + 1
   return table[raw], classes.astype(np.uint8)

@@ -45,6 +45,11 @@ class Functions:
   membership: Mapping[str, Set[str]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
+    if not 1 <= len(self.categories) < IGNORE:
+      raise ValueError(
+        f"{self.name} has {len(self.categories)} categories; expected 1 to 254:"
+        " a label is a byte, and 255 is void."
+      )
     if not self.ids:
       raise ValueError(
         f"{self.name} has no images in split {self.split!r} at {self.path}."
@@ -95,6 +100,14 @@ def _labels(
   where: str,
 ) -> dict[str, Array]:
   """Checked labels of one image, in the dtypes of data.load's examples."""
+  expected = ("semantic", "instances", "classes")
+  if not dataset.has_instances:
+    expected = expected[:1]
+  if missing := [name for name in expected if name not in labels]:
+    raise ValueError(
+      f"{where}: labels_fn gave no {missing[0]!r}; add it, or say"
+      " has_instances=False where there are only categories."
+    )
   semantic = np.asarray(labels["semantic"])
   num_categories = len(dataset.categories)
   _check_map(semantic, shape, where, "semantic")

@@ -8,7 +8,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from fcrn_jax.data import folder
-from fcrn_jax.types import IGNORE, Array
+from fcrn_jax.types import IGNORE, Array, palette
 
 _MIXED = 0.02  # an instance has two categories above this share (ours)
 
@@ -77,7 +77,8 @@ def _inspect_files(dataset: folder.Folder, index: int) -> Inspection:
     return Inspection(key, problems, size, digest, {}, [])
   problems += _empty(key, semantic, semantic_file)
   num_categories = len(dataset.categories)
-  known = (semantic <= num_categories) | (semantic == IGNORE)
+  known = (semantic >= 0) & (semantic <= num_categories)
+  known |= semantic == IGNORE
   if not known.all():
     wrong = np.unique(semantic[~known])
     problems.append(
@@ -94,8 +95,9 @@ def _inspect_files(dataset: folder.Folder, index: int) -> Inspection:
   if instances_file is not None:
     instances = _read_map(instances_file, key, size, problems)
     if instances is not None and instances.shape == semantic.shape:
+      labels = np.where(known, semantic, IGNORE).astype(np.uint8)
       found, areas = _instances(
-        key, instances, semantic, num_categories, instances_file
+        key, instances, labels, num_categories, instances_file
       )
       problems += found
   return Inspection(key, problems, size, digest, _histogram(semantic), areas)
@@ -106,15 +108,14 @@ def _read_map(
 ) -> Integer[Array, "H W"] | None:
   """A label map, or None and a problem; another one if its size is wrong."""
   try:
-    with Image.open(file) as picture:
-      colours = picture.mode in ("RGB", "RGBA")
-    if colours:
-      problems.append(Problem("colours", key, _explain_colours(file)))
-      return None
+    with folder.naming(file):
+      with Image.open(file) as picture:
+        colours = picture.mode in ("RGB", "RGBA")
+      if colours:
+        problems.append(Problem("colours", key, _explain_colours(file)))
+        return None
     labels = folder.load_map(file)
-  except (OSError, ValueError, SyntaxError) as error:
-    if not isinstance(error, ValueError):
-      error = f"{file} cannot be read ({error})."
+  except ValueError as error:
     problems.append(Problem("unreadable", key, str(error)))
     return None
   if size is not None and labels.shape != size:
@@ -145,16 +146,6 @@ def _explain_colours(file: str) -> str:
   return f"{file} is a colour picture of {len(colours)} colours, not of ids."
 
 
-def palette() -> UInt8[Array, "256 3"]:
-  """VOC's colours: the bits of the label, dealt to R, G, B from the top."""
-  labels = np.arange(256)
-  colours = np.zeros((256, 3), np.int64)
-  for bit in range(8):
-    for channel in range(3):
-      colours[:, channel] |= (labels >> (3 * bit + channel) & 1) << (7 - bit)
-  return colours.astype(np.uint8)
-
-
 def _instances(
   key: str,
   instances: Integer[Array, "H W"],
@@ -165,41 +156,27 @@ def _instances(
   """Problems of the instances, and category and area of each."""
   if instances.dtype == np.uint8:
     instances = np.where(instances == IGNORE, 0, instances)
-  pairs, counts = np.unique(
-    instances.astype(np.int64) << 16 | semantic, return_counts=True
-  )
-  owner, label = pairs >> 16, pairs & 0xFFFF
+  try:
+    ids, votes = folder.count_labels(instances, semantic, file)
+  except ValueError as error:
+    return [Problem("range", key, str(error))], []
   problems, areas = [], []
-  for k in np.unique(owner[owner > 0]).tolist():
-    of_k = dict(
-      zip(label[owner == k].tolist(), counts[owner == k].tolist(), strict=True)
-    )
-    ranked = sorted(
-      ((n, c) for c, n in of_k.items() if 1 <= c <= num_categories),
-      reverse=True,
-    )
-    if not ranked:
-      if of_k.get(0):
-        problems.append(
-          Problem(
-            "no_category",
-            key,
-            f"{file}: instance {k} ({sum(of_k.values())} pixels) lies on "
-            "background.",
-          )
-        )
-      continue
-    total = sum(n for n, _ in ranked)
-    areas.append((ranked[0][1], total))
-    if len(ranked) > 1 and ranked[1][0] > _MIXED * total:
-      problems.append(
-        Problem(
-          "two_categories",
-          key,
-          f"{file}: instance {k} has {ranked[0][0]} pixels of category "
-          f"{ranked[0][1]} and {ranked[1][0]} of category {ranked[1][1]}.",
-        )
+  for k, counts in zip(ids.tolist(), votes, strict=True):
+    own = counts[1 : num_categories + 1]
+    best, *others = np.argsort(-own, kind="stable").tolist()
+    if own[best]:
+      areas.append((best + 1, int(own.sum())))
+    elif counts[0]:
+      message = (
+        f"{file}: instance {k} ({counts.sum()} pixels) lies on background."
       )
+      problems.append(Problem("no_category", key, message))
+    if others and own[others[0]] > _MIXED * own.sum():
+      message = (
+        f"{file}: instance {k} has {own[best]} pixels of category {best + 1} "
+        f"and {own[others[0]]} of category {others[0] + 1}."
+      )
+      problems.append(Problem("two_categories", key, message))
   return problems, areas
 
 

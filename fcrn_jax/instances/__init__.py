@@ -2,7 +2,7 @@
 
   top_categories   step 3: the n masks of every category
   vote             step 4: NMS over the boxes of their pixels
-  masks.assign     step 5: the suppressed pixels, traced back to the image
+  masks.paint      step 5: the suppressed pixels, traced back to the image
   region_nms       step 6: one of the hypotheses that share pixels
 
 `find` runs all but the painting at the resolution of the maps and explains
@@ -243,7 +243,9 @@ def extract(
     image_size, scale = probs.shape[:2], 1
   else:
     scale = stride
-  labels = masks_lib.assign(found, probs, boxes, options, image_size, scale)
+  labels = masks_lib.paint(
+    found, probs, boxes, options, image_size, scale
+  ).labels
   return Instances(
     masks=masks_lib.masks_of(labels, options.max_instances),
     classes=found.classes,

@@ -72,18 +72,6 @@ def upsample(
   return maps
 
 
-def assign(
-  hypotheses: Hypotheses,
-  probs: Float[Array, "h w c"],
-  boxes: Float[Array, "h w C 4"],
-  options: Options,
-  image_size: Size,
-  stride: int | float,
-) -> Int[Array, "r H W"]:
-  """Labels of image pixels: see paint."""
-  return paint(hypotheses, probs, boxes, options, image_size, stride).labels
-
-
 @functools.partial(jax.jit, static_argnames=("image_size", "stride"))
 def paint(
   hypotheses: Hypotheses,

@@ -66,8 +66,8 @@ class Options:
       raise ValueError(f"seeds is {self.seeds!r}; expected one of {SEEDS}.")
     for name in ("num_masks", "max_instances"):
       value = getattr(self, name)
-      if value < 1:
-        raise ValueError(f"{name} is {value}; expected at least 1.")
+      if value != int(value) or value < 1:
+        raise ValueError(f"{name} is {value}; expected a whole number above 0.")
     for name in (
       "iou_threshold",
       "region_overlap",
@@ -75,7 +75,7 @@ class Options:
       "min_extent",
     ):
       value = getattr(self, name)  # an array under jit
-      if isinstance(value, float) and not 0 <= value < 1:
+      if isinstance(value, int | float) and not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; an IoU, expected in [0, 1).")
 
   @classmethod

@@ -72,26 +72,26 @@ def vote(
   corners = tuple(boxes[:, i] for i in range(4))
   return jax.lax.platform_dependent(
     scores, corners, groups, priority, iou_threshold,
-    jnp.zeros(max_instances), scores if values is None else values,
+    scores if values is None else values,
     # One image after the other on a CPU, where a batch of scatters is slow.
     cpu=jax.custom_batching.sequential_vmap(
-      functools.partial(_vote, _vote_by_chunks)
+      functools.partial(_vote, _vote_by_chunks, max_instances)
     ),
-    default=functools.partial(_vote, _vote_in_passes),
+    default=functools.partial(_vote, _vote_in_passes, max_instances),
   )  # fmt: skip
 
 
-def _vote(program, scores, corners, groups, priority, threshold, slots, values):
-  """Votes with the statistics of the clusters; slots: any array `m`."""
+def _vote(program, slots, scores, corners, groups, priority, threshold, values):
+  """Votes with the statistics of the clusters."""
   keeper, owner, truncated = program(
     scores, corners, groups, priority, threshold, slots
   )
   seed, leader = jnp.maximum(keeper, 0), jnp.maximum(owner, 0)
-  slot = jnp.where(owner >= 0, owner, slots.size)  # out of bounds: dropped
-  num_votes = jnp.zeros(slots.size, jnp.int32).at[slot].add(1)
+  slot = jnp.where(owner >= 0, owner, slots)  # out of bounds: dropped
+  num_votes = jnp.zeros(slots, jnp.int32).at[slot].add(1)
 
   def mean_of(values):
-    total = jnp.zeros(slots.size, values.dtype).at[slot].add(values)
+    total = jnp.zeros(slots, values.dtype).at[slot].add(values)
     return total / jnp.maximum(num_votes, 1)
 
   def from_seed(values):  # exact where the values of a cluster are equal
@@ -169,7 +169,7 @@ def _vote_in_passes(scores, corners, groups, priority, threshold, slots):
 
   def more(state):
     slot, owner, _ = state
-    return (slot < slots.size) & (left_of(owner).max() > -jnp.inf)
+    return (slot < slots) & (left_of(owner).max() > -jnp.inf)
 
   def keep(state):
     slot, owner, keeper = state
@@ -183,7 +183,7 @@ def _vote_in_passes(scores, corners, groups, priority, threshold, slots):
     return slot + 1, owner, keeper.at[slot].set(seed)
 
   owner = jnp.full(scores.shape, -1, jnp.int32)
-  state = (jnp.int32(0), owner, jnp.full(slots.shape, -1, jnp.int32))
+  state = (jnp.int32(0), owner, jnp.full(slots, -1, jnp.int32))
   _, owner, keeper = jax.lax.while_loop(more, keep, state)
   return keeper, owner, left_of(owner).max() > -jnp.inf
 
@@ -204,7 +204,7 @@ def _vote_by_chunks(scores, corners, groups, priority, threshold, slots):
 
   def more(state):
     slot, _, best, _, _ = state
-    return (slot < slots.size) & (best.max() > -jnp.inf)
+    return (slot < slots) & (best.max() > -jnp.inf)
 
   def keep(state):
     slot, owner, best, first, keeper = state
@@ -230,7 +230,7 @@ def _vote_by_chunks(scores, corners, groups, priority, threshold, slots):
     return slot + 1, owner, best, first, keeper
 
   owner = jnp.full(scores.shape, -1, jnp.int32)
-  keeper = jnp.full(slots.shape, -1, jnp.int32)
+  keeper = jnp.full(slots, -1, jnp.int32)
   state = (jnp.int32(0), owner, *_best(scores, priority), keeper)
   _, owner, best, _, keeper = jax.lax.while_loop(more, keep, state)
   owner = jnp.where(scores > -jnp.inf, owner, -1).reshape(-1)[:count]

@@ -1,14 +1,17 @@
 """Scores of category maps and of instance masks, in numpy alone."""
 
 from fcrn_jax.metrics.instance import InstanceEvaluator, connected_components
-from fcrn_jax.metrics.protocols import CITYSCAPES, VOC, SemanticProtocol
-from fcrn_jax.metrics.semantic import confusion, semantic_scores
+from fcrn_jax.metrics.semantic import (
+  CITYSCAPES,
+  VOC,
+  confusion,
+  semantic_scores,
+)
 
 __all__ = [
   "CITYSCAPES",
   "VOC",
   "InstanceEvaluator",
-  "SemanticProtocol",
   "confusion",
   "connected_components",
   "semantic_scores",

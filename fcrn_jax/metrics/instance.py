@@ -14,9 +14,13 @@ from scipy import ndimage
 from scipy.sparse import lil_array
 
 from fcrn_jax.metrics import protocols
+from fcrn_jax.metrics.semantic import nanmean
 from fcrn_jax.types import Array
 
 Protocol = Literal["sds", "mnc", "coco", "matching"]
+_Masks = (
+  Bool[Array, "_m H W"] | Integer[Array, "_m H W"] | Integer[Array, "H W"]
+)
 _AP = {"sds": protocols.SDS, "mnc": protocols.MNC, "coco": protocols.COCO}
 
 
@@ -45,12 +49,12 @@ class InstanceEvaluator:
 
   def add(
     self,
-    masks: Bool[Array, "m H W"] | Integer[Array, "H W"],
+    masks: _Masks,
     classes: Integer[Array, "m"],
     scores: Float[Array, "m"],
-    gt_masks: Bool[Array, "g H W"] | Integer[Array, "H W"],
+    gt_masks: _Masks,
     gt_classes: Integer[Array, "g"],
-    void: Bool[Array, "H W"] | None = None,
+    void: Bool[Array, "_H _W"] | Integer[Array, "_H _W"] | None = None,
   ) -> None:
     """Adds one image.
 
@@ -69,6 +73,11 @@ class InstanceEvaluator:
       raise ValueError(
         f"masks are {masks.shape[-2:]} pixels and gt_masks "
         f"{gt_masks.shape[-2:]}; resize the masks to the image."
+      )
+    void = None if void is None else np.asarray(void, bool)
+    if void is not None and void.shape != gt_masks.shape[-2:]:
+      raise ValueError(
+        f"void is of shape {void.shape}; expected {gt_masks.shape[-2:]}."
       )
     if scores.shape != classes.shape or np.isnan(scores).any():
       raise ValueError(
@@ -110,9 +119,7 @@ class InstanceEvaluator:
       curves = {
         "ap_r_0.5": ap[4], "ap_r_0.7": ap[6], "ap_r_vol": ap.mean(axis=0)
       }  # fmt: skip
-    result = {
-      name: protocols.nanmean(values) for name, values in curves.items()
-    }
+    result = {name: nanmean(values) for name, values in curves.items()}
     for name, values in curves.items():
       result[f"{name}_per_class"] = values.tolist()
     return result
@@ -180,7 +187,7 @@ def _instances(name: str, masks, count: int) -> np.ndarray:
       f"{name} hold instance {lowest if lowest < 0 else found} and there are "
       f"{count} classes; expected one class for each instance, in order."
     )
-  return masks
+  return masks.astype(bool) if masks.ndim == 3 else masks
 
 
 def _reduce(

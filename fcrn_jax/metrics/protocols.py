@@ -14,23 +14,7 @@ from jaxtyping import Bool, Float, Integer
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 
-from fcrn_jax.metrics.semantic import AbsentClass
-from fcrn_jax.types import IGNORE
-
-
-class SemanticProtocol(NamedTuple):
-  """How a benchmark counts category maps; see semantic.semantic_scores."""
-
-  absent_class: AbsentClass
-  background: bool
-  ignore: int = IGNORE
-
-
-# VOCevalseg: the mean is over all 21 classes, background included.
-VOC = SemanticProtocol("one_denominator", background=True)
-# cityscapesscripts: classes that never occur are left out of the mean. Labels
-# are the 19 train ids, so label 0 is road and counts.
-CITYSCAPES = SemanticProtocol("nan_excluded", background=True)
+from fcrn_jax.metrics.semantic import nanmean
 
 Curve = Float[np.ndarray, "n"]
 
@@ -80,7 +64,7 @@ class APProtocol(NamedTuple):
   integrate: Callable[[Curve, Curve], float]
 
 
-_TENTHS = tuple(0.1 * k for k in range(1, 10))
+_TENTHS = tuple(k / 10 for k in range(1, 10))
 SDS = APProtocol(_TENTHS, True, True, False, None, voc_ap)
 MNC = APProtocol(_TENTHS, False, False, False, None, eleven_point_ap)
 # The very thresholds of pycocotools, to the last bit.
@@ -220,12 +204,6 @@ def matching_scores(images: list[Image]) -> dict[str, float]:
         "num_touching": num_touching,
       }
   return {**pooled, **by_image, **recall, **overall}
-
-
-def nanmean(values: Float[np.ndarray, "n"]) -> float:
-  """Mean of the numbers among the values; NaN if there are none."""
-  present = values[~np.isnan(values)]
-  return float(present.mean()) if present.size else np.nan
 
 
 def _best_of_category(image: Image, limit: int | None) -> Image:

@@ -12,6 +12,11 @@ from jaxtyping import Int, Integer
 from fcrn_jax.types import IGNORE, Array
 
 AbsentClass = Literal["nan_excluded", "zero", "one_denominator"]
+# VOCevalseg: the mean is over all 21 classes, background included.
+VOC: AbsentClass = "one_denominator"
+# cityscapesscripts: classes that never occur are left out of the mean. Labels
+# are the 19 train ids, so label 0 is road and counts.
+CITYSCAPES: AbsentClass = "nan_excluded"
 
 
 def confusion(
@@ -70,8 +75,8 @@ def semantic_scores(
   total = matrix.sum()
   return {
     "pixel_accuracy": float(correct.sum() / total) if total else np.nan,
-    "mean_accuracy": _mean(accuracy),
-    "mean_iou": _mean(iou),
+    "mean_accuracy": nanmean(accuracy),
+    "mean_iou": nanmean(iou),
     "iou": iou.tolist(),
   }
 
@@ -101,6 +106,7 @@ def _divide(numerator, denominator, absent_class: AbsentClass):
   return np.where(denominator == 0, empty, ratio)
 
 
-def _mean(values) -> float:
+def nanmean(values) -> float:
+  """Mean of the numbers among the values; NaN if there are none."""
   present = values[~np.isnan(values)]
   return float(present.mean()) if present.size else np.nan

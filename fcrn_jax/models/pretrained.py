@@ -15,6 +15,7 @@ import safetensors.numpy
 from absl import logging
 from flax import traverse_util
 
+from fcrn_jax.files import replacing
 from fcrn_jax.models import naming
 from fcrn_jax.models.fcrn import FCRN
 from fcrn_jax.models.readers import read_arrays
@@ -219,10 +220,8 @@ def write(
   arrays = {
     key: np.ascontiguousarray(value, np.float32) for key, value in flat.items()
   }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  safetensors.numpy.save_file(arrays, temporary, metadata)
-  os.replace(temporary, path)
+  with replacing(path) as temporary:
+    safetensors.numpy.save_file(arrays, temporary, metadata)
 
 
 def _check_conventions(name, weights, model, preprocessing):

@@ -107,30 +107,18 @@ class Predictor:
       )
     if path is not None and not pathlib.Path(path).exists():
       raise ValueError(f"{path} does not exist; pass a workdir or a file.")
+    # Only here, so that an exported file needs neither models nor Flax.
     if path is not None and pathlib.Path(path).is_file():
       from fcrn_jax.predictor import artefact
 
-      return cls(**artefact.load(path)._asdict())
-    # Only here, so that an exported file needs neither models nor Flax.
+      return cls(**artefact.load(path))
     from fcrn_jax.predictor import loading
 
     if path is not None:
       semantic = localization = path
-    loaded = loading.load_networks(semantic, localization, step)
-    predictor = cls(
-      loaded.apply_fn,
-      loaded.stride,
-      loaded.config.categories,
-      views=loading.fill(inference.Options, loaded.config.inference),
-      options=loading.instance_options(loaded.workdir, loaded.config),
-      input_scale=loaded.config.data.input_scale,
-      normalize=loaded.config.data.get("normalize", False),
-      source=loaded.source,
-      step=loaded.step,
-      trained_on=loaded.trained_on,
-      category_ids=loaded.config.get("category_ids", ()),
-    )
-    predictor._networks = loaded.networks
+    networks, arguments = loading.load(semantic, localization, step)
+    predictor = cls(**arguments)
+    predictor._networks = networks
     return predictor
 
   def save(self, path: str | os.PathLike) -> None:

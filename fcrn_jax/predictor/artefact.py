@@ -8,14 +8,12 @@ import datetime
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 import fcrn_jax
-from fcrn_jax import boxes as boxes_lib
 from fcrn_jax import export, inference, instances
 from fcrn_jax.predictor import grouping
 from fcrn_jax.types import Array
@@ -24,43 +22,25 @@ if TYPE_CHECKING:
   from fcrn_jax.predictor import Predictor
 
 
-class Loaded(NamedTuple):
-  """The arguments of a Predictor."""
-
-  apply_fn: inference.ApplyFn
-  network_stride: int
-  categories: tuple[str, ...]
-  views: inference.Options
-  options: instances.Options
-  input_scale: float
-  normalize: bool
-  source: str
-  step: int
-  trained_on: list[dict[str, Any]]
-  category_ids: tuple[int, ...]
-
-
-def load(path: str | os.PathLike) -> Loaded:
-  """A predictor's parts from a file of Predictor.save."""
+def load(path: str | os.PathLike) -> dict[str, Any]:
+  """The arguments of a Predictor from a file of Predictor.save."""
   artefact = export.load(path)
   saved = artefact.metadata
   views = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in saved["views"].items()
   }
-  return Loaded(
-    artefact.network,
-    saved["stride"],
-    tuple(saved["categories"]),
-    inference.Options(**views),
-    instances.Options(**saved["options"]),
-    saved["input_scale"],
-    saved["normalize"],
-    str(path),
-    saved["step"],
-    saved["trained_on"],
-    tuple(saved.get("category_ids", ())),
-  )
+  return {
+    "apply_fn": artefact.network,
+    "network_stride": saved["stride"],
+    "views": inference.Options(**views),
+    "options": instances.Options(**saved["options"]),
+    "source": str(path),
+    "category_ids": saved.get("category_ids", ()),
+  } | {
+    name: saved[name]
+    for name in ("categories", "input_scale", "normalize", "step", "trained_on")
+  }
 
 
 def save(
@@ -135,7 +115,8 @@ def segment(
   """
 
   def one(outputs, size):
-    maps = _maps(outputs, -(-size // stride), stride)
+    maps = inference.to_maps(outputs["semantic"], outputs.get("boxes"), stride)
+    maps = inference.repeat_last(maps, -(-size // stride))
     found = grouping.group_image(maps, size, options, stride)
     flat = {"semantic": found.semantic, "confidence": found.confidence}
     if found.hypotheses is not None:
@@ -145,28 +126,6 @@ def segment(
     return flat
 
   return jax.vmap(one)(dict(outputs), sizes)
-
-
-def _maps(
-  outputs: Mapping[str, Float[Array, "h w ..."]],
-  cells: Int[Array, "2"],
-  stride: int,
-) -> inference.Maps:
-  """Probabilities and absolute boxes of one image that has `cells` cells."""
-
-  def repeat(values):
-    for axis in range(2):
-      index = jnp.minimum(jnp.arange(values.shape[axis]), cells[axis] - 1)
-      values = jnp.take(values, index, axis)
-    return values
-
-  probs = jax.nn.softmax(outputs["semantic"])
-  if "boxes" not in outputs:
-    return inference.Maps(repeat(probs), None)
-  encoded = outputs["boxes"]
-  points = boxes_lib.cell_points(*encoded.shape[:2], stride, jnp)
-  boxes = boxes_lib.decode(encoded, points[:, :, None])
-  return inference.Maps(repeat(probs), repeat(boxes))
 
 
 def save_weights(

@@ -81,7 +81,7 @@ def pad(maps: Maps, stride: int | float) -> Maps:
   """`h w` maps as a batch of one, padded to the cells of a bucket."""
   # Those that a batch of such images would have, where there are some.
   unit = stride if 32 % stride == 0 else 1
-  pads = [(0, bucket(n * unit) // unit - n) for n in maps.probs.shape[:2]]
+  pads = [(0, round(bucket(n * unit) / unit) - n) for n in maps.probs.shape[:2]]
   return jax.tree.map(
     lambda x: np.pad(x, (*pads, *[(0, 0)] * (x.ndim - 2)), "edge")[None], maps
   )

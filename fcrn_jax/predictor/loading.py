@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,25 +92,13 @@ def _apply(model, preprocessing, variables, images, sizes):
   return models.apply_within(model, variables, preprocessing(images), sizes)
 
 
-class Loaded(NamedTuple):
-  """Networks of one or two workdirs, joined."""
-
-  apply_fn: inference.ApplyFn
-  stride: int
-  config: ConfigDict
-  workdir: str  # whose thresholds and settings count
-  source: str
-  step: int
-  trained_on: list[dict[str, Any]]
-  networks: dict[str, Network]  # by head
-
-
-def load_networks(
+def load(
   semantic: PathLike | None, localization: PathLike | None, step: int | None
-) -> Loaded:
-  """Scores from one workdir, boxes from another or the same.
+) -> tuple[dict[str, Network], dict[str, Any]]:
+  """Networks by head, and the arguments of a Predictor.
 
-  The settings of the workdir that gives the boxes count.
+  Scores from one workdir, boxes from another or the same; the settings of the
+  workdir that gives the boxes count.
   """
   workdirs = {"semantic": semantic, "boxes": localization}
   networks, steps = {}, {}
@@ -142,19 +130,23 @@ def load_networks(
     outputs = {net: net(images, sizes) for net in {*chosen.values()}}
     return {head: outputs[net][head] for head, net in chosen.items()}
 
-  return Loaded(
-    apply_fn,
-    min(network.model.stride for network in chosen.values()),
-    last.config,
-    str(localization or semantic),
-    " and ".join(networks),
-    max(steps.values()),
-    [
+  config = last.config
+  return chosen, {
+    "apply_fn": apply_fn,
+    "network_stride": min(net.model.stride for net in chosen.values()),
+    "categories": config.categories,
+    "views": fill(inference.Options, config.inference),
+    "options": instance_options(localization or semantic, config),
+    "input_scale": config.data.input_scale,
+    "normalize": config.data.get("normalize", False),
+    "source": " and ".join(networks),
+    "step": max(steps.values()),
+    "trained_on": [
       dataset_arguments(network.config.data, "train")
       for network in networks.values()
     ],
-    chosen,
-  )
+    "category_ids": config.get("category_ids", ()),
+  }
 
 
 def dataset_arguments(config: ConfigDict, which: str) -> dict[str, Any]:

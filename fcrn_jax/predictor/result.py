@@ -1,5 +1,6 @@
 """What a prediction holds, and how it becomes pictures and files."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float, Float16, Int, Integer, UInt8
 from PIL import Image
 from scipy import ndimage
 
+from fcrn_jax.files import replacing
 from fcrn_jax.types import Array
 
 _OVERLAY_SIDE = 4096  # larger overlays are saved reduced
@@ -28,6 +30,7 @@ class Evidence(NamedTuple):
   owners: Int[Array, "k r h w"] | None = None
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Result:
   """One image's prediction, at the image's own size; by falling score.
 
@@ -46,29 +49,16 @@ class Result:
     image: the H W 3 or H W image, or None.
   """
 
-  def __init__(
-    self,
-    semantic: UInt8[np.ndarray, "H W"],
-    confidence: Float16[np.ndarray, "H W"],
-    layers: Integer[np.ndarray, "r H W"],
-    classes: Integer[np.ndarray, "m"],
-    scores: Float[np.ndarray, "m"],
-    boxes: Float[np.ndarray, "m 4"],
-    truncated: bool = False,
-    categories: tuple[str, ...] = (),
-    evidence: Evidence | None = None,
-    image: UInt8[Array, "..."] | None = None,
-  ):
-    self.semantic = semantic
-    self.confidence = confidence
-    self.layers = layers
-    self.classes = classes
-    self.scores = scores
-    self.boxes = boxes
-    self.truncated = truncated
-    self.categories = categories
-    self.evidence = evidence
-    self.image = image
+  semantic: UInt8[np.ndarray, "H W"]
+  confidence: Float16[np.ndarray, "H W"]
+  layers: Integer[np.ndarray, "r H W"]
+  classes: Integer[np.ndarray, "m"]
+  scores: Float[np.ndarray, "m"]
+  boxes: Float[np.ndarray, "m 4"]
+  truncated: bool = False
+  categories: tuple[str, ...] = ()
+  evidence: Evidence | None = None
+  image: UInt8[Array, "..."] | None = None
 
   def __len__(self) -> int:
     return len(self.classes)
@@ -137,7 +127,6 @@ class Result:
     from fcrn_jax import visualize
 
     directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     semantic = Image.fromarray(self.semantic, "P")
     semantic.putpalette(visualize.palette().tobytes())
     paths = [_write(directory / f"{stem}_semantic.png", semantic.save, "PNG")]
@@ -246,10 +235,6 @@ def _hull(a, b):
 
 
 def _write(path: pathlib.Path, save: Callable, kind: str) -> pathlib.Path:
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
+  with replacing(path) as temporary:
     save(temporary, kind)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
   return path

@@ -104,8 +104,9 @@ def train(
     train_data = load_split(config, "train")
   if "boxes" in config.model.heads and not train_data.has_instances:
     raise ValueError(
-      f"{train_data.name} {train_data.split!r} has no instances to learn boxes from;"
-      " set --config.model.heads='(\"semantic\",)', or add SegmentationObject."
+      f"{train_data.name} {train_data.split!r} has no instances to learn boxes"
+      " from; set --config.model.heads='(\"semantic\",)', or add"
+      " SegmentationObject."
     )
   if config.eval_every and "semantic" not in config.model.heads:
     raise ValueError(

@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+from fcrn_jax.files import replacing
+
 
 class MetricsWriter:
   """Appends to workdir/metrics.jsonl; only process 0 writes.
@@ -20,9 +22,8 @@ class MetricsWriter:
     if not enabled or not self._path.exists():
       return
     kept = [row for row in read(self._path) if row["step"] <= step]
-    temporary = self._path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(temporary, self._path)
+    with replacing(self._path) as temporary:
+      temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
   def write(self, step: int, scalars: Mapping[str, float]):
     """Adds one line; numbers that JSON cannot hold become null."""

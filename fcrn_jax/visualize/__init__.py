@@ -4,7 +4,6 @@ A picture is an `H W 3` uint8 RGB array of the image's size times `scale`;
 small images want a larger one (`zoom`). Images are `H W 3` or `H W` uint8.
 """
 
-import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +13,10 @@ from jaxtyping import Bool, Float, Integer, Num
 from PIL import Image, ImageDraw, ImageFont
 
 from fcrn_jax import boxes as box_algebra
+from fcrn_jax.files import replacing
 from fcrn_jax.types import IGNORE, Array
 from fcrn_jax.visualize import drawing as draw
-from fcrn_jax.visualize.curves import save_curves, write_file
+from fcrn_jax.visualize.curves import save_curves
 from fcrn_jax.visualize.drawing import AnyImage, Picture, palette
 
 __all__ = [
@@ -255,6 +255,8 @@ def panel(
     raise ValueError(
       f"{len(pictures)} pictures and {len(titles)} titles; give one each."
     )
+  if not pictures:
+    raise ValueError("no pictures for a panel; give at least one.")
   columns = columns or len(pictures)
   rows = -(-len(pictures) // columns)
   height = max(p.shape[0] for p in pictures)
@@ -318,6 +320,5 @@ def sample(
 
 def save(path: str | os.PathLike, picture: Picture) -> None:
   """Writes a PNG, complete or not at all."""
-  content = io.BytesIO()
-  Image.fromarray(picture).save(content, "PNG")
-  write_file(path, content)
+  with replacing(path) as temporary:
+    Image.fromarray(picture).save(temporary, "PNG")

@@ -1,11 +1,12 @@
 """Training curves from metrics.jsonl."""
 
-import io
 import json
 import os
 import pathlib
 
 import numpy as np
+
+from fcrn_jax.files import replacing
 
 
 def save_curves(
@@ -46,9 +47,8 @@ def save_curves(
     axes.tick_params(labelsize=8)
     if len(axes.lines) > 1:
       axes.legend(fontsize=7, frameon=False, ncols=1 + len(names) // 8)
-  content = io.BytesIO()
-  figure.savefig(content, format="png")
-  write_file(path, content)
+  with replacing(path) as temporary:
+    figure.savefig(temporary, format="png")
 
 
 def _group(name: str) -> str:
@@ -69,11 +69,3 @@ def _group(name: str) -> str:
     if part in name:
       return group
   return name
-
-
-def write_file(path: str | os.PathLike, content: io.BytesIO) -> None:
-  """Writes the content, complete or not at all."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  temporary.write_bytes(content.getvalue())
-  os.replace(temporary, path)

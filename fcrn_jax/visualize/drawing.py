@@ -7,21 +7,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from fcrn_jax.types import Array
+from fcrn_jax.types import palette as palette
 
 Picture = UInt8[np.ndarray, "_H _W 3"]
 AnyImage = UInt8[Array, "_h _w *channels"]
 
 INK, PAPER = (32, 36, 44), (255, 255, 255)
-
-
-def palette(num: int = 256) -> UInt8[np.ndarray, "n 3"]:
-  """The VOC colour map: 0 is black, IGNORE the light void colour."""
-  index = np.arange(num)
-  colors = np.zeros((num, 3), np.int64)
-  for bit in range(8):
-    for channel in range(3):
-      colors[:, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-  return colors.astype(np.uint8)
 
 
 def rgb(image: AnyImage) -> Picture:
@@ -73,7 +64,7 @@ def label_map(found: np.ndarray) -> Integer[np.ndarray, "h w"]:
     return found.astype(np.int32)
   labels = np.zeros(found.shape[1:], np.int32)
   for k in reversed(range(len(found))):
-    labels[found[k]] = k + 1
+    labels[found[k] > 0] = k + 1
   return labels
 
 

@@ -98,6 +98,10 @@ def read_fine(labels_path: str, instances_path: str) -> dict[str, Any]:
   """
   labels = folder.load_map(labels_path)
   numbers = folder.load_map(instances_path, labels.shape)
+  if labels.min() < 0 or labels.max() > 255:
+    raise ValueError(f"{labels_path} has ids outside 0 ... 255.")
+  if numbers.min() < 0 or numbers.max() > 65535:
+    raise ValueError(f"{instances_path} has ids outside 0 ... 65535.")
   table = np.full(256, IGNORE, np.uint8)
   table[list(LABELS.values())] = np.arange(len(LABELS))
   ids = np.flatnonzero(np.bincount(numbers.ravel()))

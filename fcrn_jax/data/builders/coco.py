@@ -102,8 +102,13 @@ def load(path: Any, split: str, options: Options) -> Functions:
   images = {}
   for image in content["images"]:
     if not options.partial or (folder_path / image["file_name"]).is_file():
-      key = pathlib.PurePosixPath(image["file_name"]).with_suffix("")
-      images[str(key)] = image
+      key = str(pathlib.PurePosixPath(image["file_name"]).with_suffix(""))
+      if key in images:
+        raise ValueError(
+          f"{file} has {image['file_name']} and {images[key]['file_name']},"
+          " which differ by their suffix only; rename one."
+        )
+      images[key] = image
   if is_official:
     archives.check_counts(
       "coco", official, len(images), SPLITS[official], options.partial

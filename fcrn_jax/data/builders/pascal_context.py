@@ -71,7 +71,10 @@ def load(path: Any, split: str, options: Options) -> Functions:
   voc = archives.find(root, VOC, HELP)
   context = archives.find(root, CONTEXT, HELP)
   _check_names(context)
-  listed = (voc / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+  listed = voc / "ImageSets" / "Main" / f"{split}.txt"
+  if not listed.is_file():
+    raise ValueError(f"{listed} is missing; extract {VOC.file} again.")
+  listed = listed.read_text().split()
   ids = archives.present(listed, voc / "JPEGImages", ".jpg", options.partial)
   ids = archives.present(ids, context, ".mat", options.partial)
   archives.check_counts(

@@ -148,6 +148,7 @@ class Prepared:
         f"{sorted(lengths)}, or prepare it."
       )
     self.name, self.split = about["name"], split
+    self.source = about["source"][split]
     self.categories = tuple(about["categories"])
     self.category_ids = tuple(about.get("category_ids", ()))
     self.background = about["background"]

@@ -13,7 +13,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import cv2
@@ -22,6 +22,7 @@ from array_record.python import array_record_module
 from tqdm import tqdm
 
 from fcrn_jax.data.builders import records
+from fcrn_jax.files import replacing
 
 _VERSION = "1.0.0"
 _PER_SHARD = 64  # about 8 MB of VOC; the unit of resuming and of parallel work
@@ -55,10 +56,19 @@ def prepare(
     raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'.")
   directory = pathlib.Path(directory).expanduser()
   about = records.metadata(datasets)
+  some = next(iter(datasets.values()))
   lengths = {}
   if (directory / "dataset_info.json").is_file():
-    lengths = _merge(directory, about)
+    there = set(records.read_metadata(directory)["ids"])
+    if overwrite and there <= set(datasets):
+      (directory / "dataset_info.json").unlink()
+    else:
+      lengths = _merge(directory, about)
   if overwrite:
+    if lengths:  # a run that is cut off leaves the splits that stay
+      for split in datasets:
+        lengths.pop(split, None)
+      _describe(directory, some, _only(about, lengths), lengths)
     for dataset in datasets.values():
       remove(directory, f"{dataset.name}-{dataset.split}")
   for split, dataset in datasets.items():
@@ -67,7 +77,6 @@ def prepare(
     )
     lengths[split] = [len(ids) for ids in shards]
     about["ids"][split] = [key for ids in shards for key in ids]
-  some = next(iter(datasets.values()))
   _describe(directory, some, about, lengths)
 
 
@@ -120,9 +129,8 @@ def _check_same(dataset: Any, file: pathlib.Path, shards: int) -> None:
       f"{json.loads(file.read_text())['source']}; choose another output, or "
       "overwrite it (--overwrite)."
     )
-  temporary = file.with_name(f".tmp-{os.getpid()}-{file.name}")
-  temporary.write_text(json.dumps(plan))
-  os.replace(temporary, file)
+  with replacing(file) as temporary:
+    temporary.write_text(json.dumps(plan))
 
 
 def _map(
@@ -198,7 +206,8 @@ def _merge(
     if before[field] != about[field]:
       raise ValueError(
         f"{directory} holds data of other {field} ({before[field]}, now "
-        f"{about[field]}); choose another output."
+        f"{about[field]}); choose another output, or overwrite all of its "
+        "splits (--overwrite)."
       )
   info = json.loads((directory / "dataset_info.json").read_text())
   about["ids"] = before["ids"] | about["ids"]
@@ -207,6 +216,15 @@ def _merge(
     split["name"]: [int(n) for n in split["shardLengths"]]
     for split in info["splits"]
   }
+
+
+def _only(about: Mapping, splits: Iterable[str]) -> tfds.core.MetadataDict:
+  """The metadata of these splits alone."""
+  parts = {
+    field: {split: about[field][split] for split in splits}
+    for field in ("ids", "source")
+  }
+  return tfds.core.MetadataDict({**about, **parts})
 
 
 def _describe(
