@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
   config.model.dropout = False  # [P] Table 2's test row only
   config.model.classifier_width = 0  # 0: linear classifier; [A] 512
   config.model.box_unit = 64.0  # pixels per unit of the box head's output
-  config.model.width = 64  # channels of the stem
+  config.model.width = 64  # as named; scales the channels of all layers
 
   config.weights = ""  # ImageNet weights to start from [P]; see BUILD.md
   config.preprocessing = ConfigDict()

@@ -96,9 +96,7 @@ class Checkpointer:
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, data: Mapping) -> None:
-    """Starts saving in the background; a step that is there stays."""
-    if step in self._manager.all_steps():
-      return
+    """Starts saving in the background."""
     variables, training = _parts(state)
     self._manager.save(
       step,
@@ -132,9 +130,6 @@ class Checkpointer:
 
   def reached_preemption(self, step: int) -> bool:
     """Whether the machine is about to be taken away."""
-    # Without JAX's preemption service there is nobody to ask.
-    if not jax.distributed.is_initialized():
-      return False
     return self._manager.reached_preemption(step)
 
   def wait(self) -> None:
@@ -219,23 +214,15 @@ def verify(
 
 
 def _item_metadata(manager, step, item):
-  metadata = manager.item_metadata(step)[item]
-  return getattr(metadata, "tree", metadata)
+  return manager.item_metadata(step)[item].tree
 
 
 def _shapes(tree):
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
-    "/".join(_key(part) for part in path): tuple(leaf.shape)
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
     for path, leaf in leaves
   }
-
-
-def _key(part):
-  for name in ("key", "name", "idx"):
-    if hasattr(part, name):
-      return str(getattr(part, name))
-  return str(part)
 
 
 def _parts(state):

@@ -65,7 +65,7 @@ def bootstrapped_cross_entropy(
 
   Args:
     logits: any float type; computed in float32.
-    labels: 0 ... c - 1, or `ignore`; others make the loss NaN.
+    labels: 0 ... c - 1, or `ignore`; others make the loss infinite.
     k: number of pixels kept per scope; 512 is the best of Table 7.
     threshold: keep pixels whose true category has a probability below this
       (the t of equation 1); with k as well, whichever keeps more.
@@ -84,6 +84,7 @@ def bootstrapped_cross_entropy(
   losses = optax.losses.softmax_cross_entropy_with_integer_labels(
     logits.astype(jnp.float32), safe
   )
+  losses = jnp.where((safe >= 0) & (safe < logits.shape[-1]), losses, jnp.inf)
   if threshold is not None:
     if not 0 < threshold <= 1:
       raise ValueError(
@@ -132,7 +133,7 @@ def bootstrapped_box_loss(
   Returns:
     The loss and, for the log, of this device: `kept` and `valid` (pixels per
     crop), `threshold` (largest kept IoU), `iou` (mean over valid pixels) and
-    `share` (c: the kept pixels' categories, summing to 1).
+    `share` (c: the kept pixels' categories 1 ... c, summing to 1).
   """
   _check_scope(scope)
   index = jnp.where(valid, classes.astype(jnp.int32) - 1, 0)
@@ -162,9 +163,7 @@ def _check_scope(scope):
 
 def _hardest_in(scope, hardness, valid, k, threshold, axis_name):
   if scope == "crop":
-    return hardest(hardness.reshape(len(valid), -1),
-                   valid.reshape(len(valid), -1), k, threshold
-    ).reshape(valid.shape)  # fmt: skip
+    return hardest(hardness, valid, k, threshold)
   flat, flat_valid = hardness.reshape(-1), valid.reshape(-1)
   if scope == "global" and k is not None:
     flat = jax.lax.all_gather(flat, axis_name)

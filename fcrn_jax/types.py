@@ -42,7 +42,7 @@ class Batch(TypedDict, total=False):
   """
 
   image: UInt8[Array, "b H W 3"]  # RGB
-  semantic: UInt8[Array, "b h w"]  # IGNORE = void
+  semantic: UInt8[Array, "b y x"]  # h w, or finer labels; IGNORE = void
   boxes: Float[Array, "b h w 4"]
   classes: UInt8[Array, "b h w"]
   valid: Bool[Array, "b h w"]

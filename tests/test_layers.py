@@ -253,3 +253,11 @@ def test_add_relu_is_relu_of_the_sum():
   np.testing.assert_array_equal(actual, expected)
   for ours, theirs in zip(backward_of_ours(dy), backward(dy), strict=True):
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_initial_kernels_of_several_keys_at_once():
+  keys = jax.random.split(jax.random.key(3), 2)
+  draw = lambda key: layers.he_normal()(key, (3, 3, 4, 8))  # noqa: E731
+  both = jax.vmap(draw)(keys)
+  for member, key in zip(both, keys, strict=True):
+    np.testing.assert_array_equal(member, draw(key))

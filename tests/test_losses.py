@@ -253,3 +253,12 @@ def test_scope_is_checked():
     losses.bootstrapped_cross_entropy(
       jnp.zeros((1, 2, 3)), jnp.zeros((1, 2), int), scope="batch"
     )
+
+
+@pytest.mark.parametrize("label", [-1, 3, 200])
+@pytest.mark.parametrize("kept", [{"k": 2}, {"k": None, "threshold": 0.7}])
+def test_labels_out_of_range_cannot_pass(label, kept):
+  logits = jnp.zeros((1, 4, 3)).at[..., 0].set(5.0)
+  labels = jnp.array([[0, 0, label, 0]])
+  loss, _ = losses.bootstrapped_cross_entropy(logits, labels, **kept)
+  assert loss == jnp.inf

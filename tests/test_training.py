@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from configs import shapes
-from fcrn_jax import checkpoint, data
+from fcrn_jax import checkpoint, data, evaluation
+from fcrn_jax.predictor import Predictor
 from fcrn_jax.training import loop, optimizer, parallel, step, writers
 from fcrn_jax.types import Preprocessing
 from tests import workdirs
@@ -367,7 +368,55 @@ def test_trains_on_a_data_set_of_functions(tmp_path):
   assert scores["num_images"] == 2 and scores["split"] == "other"
   assert "iou_square" in scores
   assert (tmp_path / "eval_other.json").is_file()
+  # Scores on the way are those of the step, whatever checkpoint_every says.
   lines = (tmp_path / "metrics.jsonl").read_text()
   assert lines.count("val_iou_square") == 2
+  # The workdir says that it learned from functions, which cannot be loaded.
+  again = evaluation.evaluate(Predictor.load(tmp_path), val_data)
+  assert again["leak_check"].startswith("not done")
+  with pytest.raises(ValueError, match="pass both"):
+    loop.train_and_evaluate(config, tmp_path, train_data)
   with pytest.raises(ValueError, match="2 of the 2 images of functions"):
     loop.train_and_evaluate(config, tmp_path, train_data, squares("one"))
+
+
+def test_a_continued_run_may_clip_and_needs_no_pretrained_weights(tmp_path):
+  loop.train(tiny_config(num_steps=2), tmp_path)
+  changes = {"optim.clip_norm": 1.0, "weights": "deleted.pth", "num_steps": 4}
+  (tmp_path / "metrics.jsonl").unlink()
+  assert loop.train(tiny_config(**changes), tmp_path).step == 4
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [("model.heads", ()), ("model.heads", ("semantics",)),
+   ("model.dtype", "float33"), ("data.crop", (0, 32)), ("data.crop", (32,)),
+   ("model.width", 8)],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_named(tmp_path, name, value):
+  with pytest.raises(ValueError, match=name.split(".")[1]):
+    loop.train(tiny_config(**{name: value}), tmp_path)
+
+
+def test_shares_are_numbered_by_category():
+  batch = random_batch()
+  outputs = Pixelwise().apply(
+    Pixelwise().init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), False),
+    batch["image"].astype(np.float32), False,
+  )  # fmt: skip
+  _, found = step.total_loss(outputs, batch, step.LossOptions(k=7, box_k=7))
+  shares = {name for name in found if "share" in name}
+  assert shares == {f"semantic_share_{k}" for k in range(3)} | {
+    "box_share_1", "box_share_2"
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_interpolation_of_a_coarser_networks_odd_maps_is_exact(factor):
+  for cells in (3, 5, 7, 15):  # of the coarser network
+    size = factor * (2 * cells - 1)  # labels: factor per cell of the finer one
+    centres = 2 * factor * (jnp.arange(cells) + 0.25)  # in labels
+    logits = jnp.broadcast_to(centres[:, None, None], (cells, cells, 1))[None]
+    found = step._interpolate(logits, (size, size), 2)[0, :, 0, 0]
+    inside = jnp.clip(jnp.arange(size) + 0.5, centres[0], centres[-1])
+    np.testing.assert_allclose(found, inside, atol=1e-4)

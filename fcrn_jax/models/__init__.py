@@ -40,7 +40,7 @@ RECOMMENDED = (
 
 
 def _rows(table, dataset, setting, rows):
-  """{name: rows} of (name, pixel accuracy, mean accuracy, mean IoU)."""
+  """Names with their rows, of (name, pixel and mean accuracy, mean IoU)."""
   return [
     (f"fcrn{name}", PaperRow(table, dataset, setting, *figures))
     for name, *figures in rows
@@ -163,8 +163,7 @@ def create(
     dropout: 0.3 and 0.5 in the last two blocks (rngs={"dropout": key}).
     classifier_width: channels of a hidden classifier layer, 0 for none.
     box_unit: pixels per unit of the box head's raw output.
-    width: channels of the stem, 64 for the network as named; all others in
-      proportion.
+    width: 64 for the network as named; scales the channels of all its layers.
     caffe_pool: the max-pool windows of Caffe, which lie one cell further down
       and right: exact for the original weights. Where conv1 has an odd size,
       Caffe drops the last cell and we keep it.
@@ -180,8 +179,13 @@ def create(
     raise ValueError(
       f"batch_norm is {batch_norm!r}; expected 'frozen', 'local' or 'synced'."
     )
+  found = spec(name)
+  if width < 1 or width * found.base_width < 64:
+    raise ValueError(
+      f"width is {width}; expected at least {-(-64 // found.base_width)}."
+    )
   return FCRN(
-    spec=spec(name),
+    spec=found,
     heads=flax.core.FrozenDict(heads),  # hashable: a static argument of jit
     stride_in_1x1=stride_in_1x1,
     batch_norm=batch_norm,

@@ -20,11 +20,18 @@ def apply_within(
 ) -> dict[str, Float[Array, "b ..."]]:
   """model.apply for images that fill only the first `sizes` of their pixels.
 
-  Up to ceil(size / stride) cells, the outputs are those of the images without
-  the padding, whatever it holds: where a convolution would read it, it reads
+  H and W are multiples of the model's stride, else a ValueError. Up to
+  ceil(size / stride) cells, the outputs are those of the images without the
+  padding, whatever it holds: where a convolution would read it, it reads
   zeros, as beyond the end of a map.
   """
   shape = images.shape[1:3]
+  # Symbolic lengths, of export, are multiples by their constraints.
+  if any(isinstance(n, int) and n % model.stride for n in shape):
+    raise ValueError(
+      f"images are {shape[0]} x {shape[1]} pixels; pad them to multiples of"
+      f" the network's stride, {model.stride}."
+    )
 
   def inside(x):
     keep = True

@@ -48,7 +48,7 @@ def _assemble(modules, classifier, epsilon):
     if "var" in leaves:
       extra = leaves.pop("eps", epsilon) - EPSILON
       leaves["var"] = leaves["var"].astype(np.float64) + extra
-      conv = modules.get(_swap(module, "bn", "conv"), {})
+      conv = modules.get(module.replace("bn", "conv"), {})
       if "bias" in conv and "mean" in leaves:
         leaves["mean"] = leaves["mean"].astype(np.float64) - conv["bias"]
     if "kernel" in leaves:
@@ -58,12 +58,6 @@ def _assemble(modules, classifier, epsilon):
     value = value[None, None] if leaf == "kernel" else value
     flat[f"params/semantic/classifier/{leaf}"] = value
   return flat
-
-
-def _swap(module, old, new):
-  """The partner of a module: layer1_0/bn1 of layer1_0/conv1."""
-  head, _, tail = module.rpartition("/")
-  return f"{head}/{tail.replace(old, new)}" if head else tail.replace(old, new)
 
 
 _TORCH_CONV = {"weight": "kernel", "bias": "bias"}

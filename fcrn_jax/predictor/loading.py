@@ -27,9 +27,20 @@ def create_model(config: ConfigDict) -> models.FCRN:
     )
   number = len(config.categories)
   sizes = {"semantic": number + 1, "boxes": number}
+  heads = tuple(config.model.heads)
+  if not heads or set(heads) - sizes.keys():
+    raise ValueError(
+      f"config.model.heads is {heads}; expected 'semantic', 'boxes' or both,"
+      " such as '(\"semantic\",)'."
+    )
+  if config.model.dtype not in ("float32", "bfloat16", "float16"):
+    raise ValueError(
+      f"config.model.dtype is {config.model.dtype!r}; expected 'float32' or"
+      " 'bfloat16'."
+    )
   return models.create(
     config.model.name,
-    {head: sizes[head] for head in config.model.heads},
+    {head: sizes[head] for head in heads},
     stride_in_1x1=config.model.stride_in_1x1,
     batch_norm=config.model.batch_norm,
     dtype=jnp.dtype(config.model.dtype),

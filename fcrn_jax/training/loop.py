@@ -1,6 +1,5 @@
 """The training loop, to be read from top to bottom."""
 
-import functools
 import os
 import pathlib
 import time
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from clu import metrics as clu_metrics
 from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -37,7 +35,7 @@ def train_and_evaluate(
     workdir: gets config.json, checkpoints/, metrics.jsonl, curves.png,
       eval_<split>.json and samples/.
     train_data, val_data: data sets (see data.load) in place of the config's,
-      such as data.Functions.
+      such as data.Functions; both or neither.
 
   Returns:
     The scores of eval_<split>.json; nothing where there are none: boxes alone,
@@ -50,11 +48,18 @@ def train_and_evaluate(
   workdir = pathlib.Path(workdir)
   metrics.InstanceEvaluator(2, config.protocol)  # refuses an unknown one
   scored = "semantic" in config.model.heads
+  if (train_data is None) != (val_data is None):
+    raise ValueError("train_data and val_data go together; pass both.")
   if train_data is None:
     train_data = load_split(config, "train")
+    val_data = load_split(config, "val") if scored else None
+  else:
+    with config.unlocked():  # what the workdir says it was trained on
+      config.data.name = train_data.name
+      config.data.path = str(train_data.path or "")
+      config.data.train_split = train_data.split
+      config.data.val_split = val_data.split
   if scored:
-    if val_data is None:
-      val_data = load_split(config, "val")
     check.refuse_leak(train_data, val_data)
   state = train(config, workdir, train_data, val_data)
   if int(state.step) < config.num_steps:
@@ -112,6 +117,12 @@ def train(
     raise ValueError(
       "config.eval_every needs a network of categories; set it to 0."
     )
+  crop = tuple(config.data.crop)
+  if len(crop) != 2 or min(crop) < 1:
+    raise ValueError(
+      f"config.data.crop is {crop}; expected height and width in pixels, such"
+      " as '(320, 320)'."
+    )
   if not 0 <= config.coarse <= 1:
     raise ValueError(
       f"config.coarse is {config.coarse}; expected a share of steps, 0 to 1."
@@ -133,7 +144,9 @@ def train(
     momentum=config.optim.momentum,
     clip_norm=config.optim.clip_norm,
   )
-  state = _first_state(config, model, tx)
+  checkpointer = checkpoint.Checkpointer(workdir)
+  continued = checkpointer.latest_step is not None
+  state = _first_state(config, model, tx, "" if continued else config.weights)
   batches = iter(
     pipeline.train_batches(
       train_data,
@@ -144,8 +157,7 @@ def train(
     )
   )
 
-  checkpointer = checkpoint.Checkpointer(workdir)
-  if checkpointer.latest_step is not None:
+  if continued:
     state, position = checkpointer.restore(state)
     checkpoint.refuse_other_config(workdir, config)
     batches.set_state(position)
@@ -176,7 +188,7 @@ def train(
   # The devices of one CPU share threads: two steps under way at once can each
   # hold those that the other's collectives wait for.
   wait_each_step = jax.default_backend() == "cpu"
-  averages, clock, counted = None, time.perf_counter(), start
+  sums, clock, counted = {}, time.perf_counter(), start
   progress = tqdm(
     total=config.num_steps,
     initial=start,
@@ -190,35 +202,37 @@ def train(
       if start < num_coarse == now - 1:
         train_step = train_step_of(1)
       batch = parallel.split_batch(next(batches), jax.local_device_count())
-      state, metrics = train_step(state, batch)
+      state, scalars = train_step(state, batch)
       if wait_each_step:
         jax.block_until_ready(state)
-      averages = _accumulate(averages, metrics)
+      sums = _add(sums, scalars) if sums else scalars
       progress.update()
       last = now == config.num_steps or checkpointer.reached_preemption(now)
       logs = _due(now, config.log_every) or last
-      saves = _due(now, config.checkpoint_every) or last
+      evaluates = _due(now, config.eval_every)
+      saves = _due(now, config.checkpoint_every) or evaluates or last
       if logs or saves:
-        scalars = {k: float(v) for k, v in averages.compute().items()}
+        scalars = {k: float(v) / (now - counted) for k, v in sums.items()}
         _refuse_infinite(scalars, now, checkpointer.latest_step)
+      pause = time.perf_counter()
       if logs:
-        averages, seconds = None, time.perf_counter() - clock
-        steps, counted = now - counted, now
+        sums, seconds = {}, pause - clock
+        steps, counted, clock = now - counted, now, pause
         scalars["lr"] = float(learning_rate(now - 1))
         scalars["images_per_second"] = steps * config.batch_size / seconds
         writer.write(now, scalars)
         progress.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
       if saves:
         checkpointer.save(now, parallel.replicate(state), batches.get_state())
-      if _due(now, config.eval_every):
+      if evaluates:
         checkpointer.wait()
         writer.write(now, _validate(config, workdir, val_data))
-      if now == counted:  # logged, saved and evaluated: not training's time
-        clock = time.perf_counter()
+      # Logging, saving and evaluating are not training's time.
+      clock += time.perf_counter() - pause
       if last:
         break
   checkpointer.close()
-  if main_process:
+  if main_process and (workdir / "metrics.jsonl").is_file():
     visualize.save_curves(workdir / "metrics.jsonl", workdir / "curves.png")
   return state
 
@@ -238,15 +252,15 @@ def _refuse_infinite(scalars, now, latest_step):
       )
 
 
-def _first_state(config, model, tx):
+def _first_state(config, model, tx, weights):
   height, width = config.data.crop
   key_params, key_steps = jax.random.split(jax.random.key(config.seed))
   variables = jax.jit(model.init, static_argnames="train")(
     key_params, jnp.zeros((1, height, width, 3)), train=False
   )
-  if config.weights:
+  if weights:
     variables = models.load_pretrained(
-      config.weights, model, variables, preprocessing=_preprocessing(config)
+      weights, model, variables, preprocessing=_preprocessing(config)
     )
   # Raw key data: a checkpoint holds plain arrays.
   key_steps = jax.random.key_data(key_steps)
@@ -254,7 +268,7 @@ def _first_state(config, model, tx):
 
 
 def _pipeline_options(config, stride):
-  label_stride = config.data.get("label_stride", 0)
+  label_stride = config.data.label_stride
   if label_stride and stride % label_stride:
     raise ValueError(
       f"data.label_stride is {label_stride}; expected a divisor of the"
@@ -280,7 +294,7 @@ def _loss_options(config):
     scope=config.loss.scope,
     box_k=config.loss.box_k or None,
     box_weight=config.loss.box_weight,
-    box_unit=config.loss.get("box_unit") or config.model.box_unit,
+    box_unit=config.loss.box_unit or config.model.box_unit,
   )
 
 
@@ -289,23 +303,9 @@ def _preprocessing(config):
 
 
 @jax.jit
-def _merge(averages, metrics):
-  return averages.merge(averages.single_from_model_output(**metrics))
-
-
-def _accumulate(averages, metrics):
-  """Running means on the device, so that no step waits for the host."""
-  if averages is None:
-    collection = _collection(tuple(sorted(metrics)))
-    return collection.single_from_model_output(**metrics)
-  return _merge(averages, metrics)
-
-
-@functools.cache
-def _collection(names):
-  return clu_metrics.Collection.create(
-    **{name: clu_metrics.Average.from_output(name) for name in names}
-  )
+def _add(a, b):
+  """On the device, so that no step waits for the host."""
+  return jax.tree.map(jnp.add, a, b)
 
 
 def _validate(config, workdir, val_data):

@@ -52,9 +52,9 @@ def create(
     ]
   else:
     raise ValueError(f"optimizer is {name!r}; expected 'sgd' or 'adamw'.")
-  if clip_norm:
-    steps.insert(0, optax.clip_by_global_norm(clip_norm))
-  return optax.chain(*steps)
+  # identity, so that a continued run may change its mind about clipping.
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  return optax.chain(clip, *steps)
 
 
 def decayed(params):

@@ -138,7 +138,7 @@ def total_loss(
       axis_name=AXIS,
     )
     total += loss
-    metrics |= {"semantic_loss": loss} | _named("semantic", stats)
+    metrics |= {"semantic_loss": loss} | _named("semantic", stats, first=0)
   if "boxes" in outputs:
     boxes, classes, valid, weights = (
       batch[name][:, ::factor, ::factor]
@@ -156,7 +156,7 @@ def total_loss(
       axis_name=AXIS,
     )
     total += options.box_weight * loss
-    metrics |= {"box_loss": loss} | _named("box", stats)
+    metrics |= {"box_loss": loss} | _named("box", stats, first=1)
   return total, {"loss": total} | metrics
 
 
@@ -164,7 +164,8 @@ def _interpolate(logits, size, factor):
   """Logits `b h w c` at every label, linearly; edges repeated."""
   for axis, length in enumerate(size, 1):
     number = logits.shape[axis]
-    per_cell = -(-length // number)
+    # A power of two; an odd map's last coarse cell may stand for less.
+    per_cell = 1 << (-(-length // number) - 1).bit_length()
     # A label's centre in cells, less that of cell 0: those of a coarser network
     # have the centres of the cells that they are.
     position = (jnp.arange(length) + 0.5) / per_cell - 0.5 / factor
@@ -174,11 +175,11 @@ def _interpolate(logits, size, factor):
   return logits
 
 
-def _named(head, stats):
-  """Flat scalars: kept pixels' share is one entry per category."""
+def _named(head, stats, first):
+  """Flat scalars: kept pixels' share is one entry per category, from first."""
   scalars = {
     f"{head}_{name}": value for name, value in stats.items() if name != "share"
   }
-  for category, share in enumerate(stats["share"]):
+  for category, share in enumerate(stats["share"], first):
     scalars[f"{head}_share_{category}"] = share
   return scalars

@@ -13,7 +13,7 @@ class MetricsWriter:
   """Appends to workdir/metrics.jsonl; only process 0 writes.
 
   On a continued run the lines of steps after the checkpoint are dropped, so
-  that each step stands once.
+  that no step is repeated.
   """
 
   def __init__(self, workdir: str | os.PathLike, step: int, enabled: bool):
