@@ -34,7 +34,7 @@ _ALLOW = flags.DEFINE_bool("allow_leak", False, "Do not refuse leaked images.")
 
 def main():
   """Checks with the flags; returns the exit code."""
-  from fcrn_jax import data
+  from fcrn_jax import data, files
   from fcrn_jax.data import check, check_report
 
   name = _NAME.value or check.guess_name(_DATA.value)
@@ -55,10 +55,8 @@ def main():
   print(f"{name}  {_DATA.value}\n")
   print(check_report.text(report))
   output = pathlib.Path(_OUTPUT.value)
-  output.mkdir(parents=True, exist_ok=True)
-  temporary = output / ".tmp-report.json"
-  temporary.write_text(json.dumps(check_report.values(report), indent=1))
-  temporary.replace(output / "report.json")
+  with files.replacing(output / "report.json") as temporary:
+    temporary.write_text(json.dumps(check_report.values(report), indent=1))
   check_report.plot(report, output / "histograms.png")
   check_report.picture(report, output / "worst.png")
   print(f"report.json, histograms.png, worst.png in {output}")
