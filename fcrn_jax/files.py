@@ -10,7 +10,12 @@ from collections.abc import Iterator
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """A path to write to, which becomes `path` unless an error is raised."""
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except (FileExistsError, NotADirectoryError):
+    raise ValueError(
+      f"{path} cannot be written, {path.parent} is no folder; name another."
+    ) from None
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     yield temporary
