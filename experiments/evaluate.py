@@ -15,18 +15,9 @@ import pathlib
 
 from absl import flags
 
-from experiments import command
+from experiments import command, networks
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "A joint network's workdir; gets the scores."
-)
-_SEMANTIC = flags.DEFINE_string(
-  "semantic", None, "Workdir of the network that gives the scores."
-)
-_LOCALIZATION = flags.DEFINE_string(
-  "localization", None, "Workdir of the network that gives the boxes."
-)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default the newest.")
+flags.adopt_module_key_flags(networks)
 _DATA = flags.DEFINE_string(
   "data", None, "The data's folder; default that of the config."
 )
@@ -36,12 +27,6 @@ _PROTOCOL = flags.DEFINE_enum(
 )
 _MAX_IMAGES = flags.DEFINE_integer(
   "max_images", 0, "Only so many; 0: all.", lower_bound=0
-)
-_TTA = flags.DEFINE_bool(
-  "tta",
-  True,
-  "Test-time augmentation: all views of the config; --notta: one, which is"
-  " several times as fast.",
 )
 _ORACLE = flags.DEFINE_enum(
   "oracle", "", ["", "categories", "boxes", "both"], "What is true, not found."
@@ -58,22 +43,13 @@ def main():
   """Evaluates with the flags."""
   from experiments import common
   from fcrn_jax import checkpoint, evaluation
-  from fcrn_jax.predictor import Predictor
 
   common.start()
-  workdir = _WORKDIR.value or _LOCALIZATION.value or _SEMANTIC.value
-  predictor = Predictor.load(
-    _WORKDIR.value,
-    semantic=_SEMANTIC.value,
-    localization=_LOCALIZATION.value,
-    step=_STEP.value,
-  )
-  if not _TTA.value:
-    predictor.views = predictor.views.one_view()
+  workdir, predictor = networks.workdir(), networks.load()
   config = checkpoint.read_config(workdir)
   dataset = common.load_split(config, _SPLIT.value, _DATA.value)
   # A quick look must not take the place of the full scores.
-  suffix = "" if _TTA.value else "_one_view"
+  suffix = "_one_view" if networks.one_view() else ""
   if 0 < _MAX_IMAGES.value < len(dataset):
     suffix += f"_first_{_MAX_IMAGES.value}"
   scores = evaluation.evaluate(

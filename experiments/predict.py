@@ -22,30 +22,15 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import command
+from experiments import command, networks
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "A joint network's workdir, or an exported file."
-)
-_SEMANTIC = flags.DEFINE_string(
-  "semantic", None, "Workdir of the network that gives the scores."
-)
-_LOCALIZATION = flags.DEFINE_string(
-  "localization", None, "Workdir of the network that gives the boxes."
-)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default the newest.")
+flags.adopt_module_key_flags(networks)
 _IMAGES = flags.DEFINE_string(
   "images", None, "A file, a folder or a glob of PNG, JPEG or TIFF images."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for what is found.")
 _MAX_INSTANCES = flags.DEFINE_integer(
   "max_instances", None, "Room for so many; default the config's.", 1
-)
-_TTA = flags.DEFINE_bool(
-  "tta",
-  True,
-  "Test-time augmentation: all views of the config; --notta: one, which is"
-  " several times as fast.",
 )
 _EXPLAIN = flags.DEFINE_bool(
   "explain", False, "Also <stem>_explain.png: each instance's votes."
@@ -60,7 +45,6 @@ _MAX_PIXELS = 2**30  # of a file; PIL's default is for pictures from strangers
 def main():
   """Predicts the flags' images; exits with 1 if any could not be read."""
   from experiments import common
-  from fcrn_jax.predictor import Predictor
 
   common.start()
   Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
@@ -71,14 +55,7 @@ def main():
       f"--output={output} is the images' own folder, where a second run would"
       " take pictures for images; pass another."
     )
-  predictor = Predictor.load(
-    _WORKDIR.value,
-    semantic=_SEMANTIC.value,
-    localization=_LOCALIZATION.value,
-    step=_STEP.value,
-  )
-  if not _TTA.value:
-    predictor.views = predictor.views.one_view()
+  predictor = networks.load()
   if _MAX_INSTANCES.value:
     predictor.options = dataclasses.replace(
       predictor.options, max_instances=_MAX_INSTANCES.value

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = sorted(
   path.stem
   for path in (ROOT / "experiments").glob("*.py")
-  if path.stem not in ("__init__", "command", "common")
+  if path.stem not in ("__init__", "command", "common", "networks")
 )
 
 

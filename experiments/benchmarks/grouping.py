@@ -22,7 +22,6 @@ SCORES = (
   "touching_recall_0.5",
 )  # fmt: skip
 
-
 OPTIONS = {"workdir": None, "split": "", "data": "", "images": "100"}
 
 

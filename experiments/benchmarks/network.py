@@ -32,7 +32,6 @@ from fcrn_jax import models
 CLASSES = 21
 MIB = 2**20
 
-
 OPTIONS = {
   "names": "fcrn50_s8_k5_d12+fcrn101_s8_k5_d12", "sizes": "", "batch": "",
   "dtype": "", "repeats": "", "sides": "", "compile_mode": "default",

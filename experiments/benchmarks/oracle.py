@@ -30,7 +30,6 @@ _SOURCES = {
   "coco": ("coco", "sample", _ROOT / "coco_sample"),
 }
 
-
 OPTIONS = {"images": "200", "strides": "1+2+4+8", "pictures": ""}
 
 

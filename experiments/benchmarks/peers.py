@@ -38,7 +38,6 @@ SCORES = (
   "touching_recall_0.7", "ap_0.5",
 )  # fmt: skip
 
-
 OPTIONS = {
   "peers": "", "data": None, "train": "train", "val": "val", "minutes": "45",
   "workdirs": "", "tta": "1", "images": "0",

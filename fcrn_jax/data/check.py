@@ -267,8 +267,7 @@ def _unlisted(path: pathlib.Path) -> list[Problem]:
   """One problem for all images of a folder that no list has."""
   listed = set()
   for file in (path / "ImageSets" / "Segmentation").glob("*.txt"):
-    lines = file.read_text("utf-8-sig").splitlines()
-    listed |= {line.strip() for line in lines}
+    listed |= set(folder.read_list(file))
   files = folder.list_files(path / "JPEGImages")
   alone = [key for key in files if key not in listed]
   if not alone:

@@ -91,9 +91,7 @@ def _table(report: check.Report) -> list[str]:
   ]
   seen = set().union(*(totals["pixels_by_label"] for totals in splits.values()))
   for label in sorted(seen | set(range(len(report.labels)))):
-    name = "void" if label == IGNORE else "?"
-    if 0 <= label < len(report.labels):
-      name = report.labels[label]
+    name = _name(report, label, "void" if label == IGNORE else "?")
     cells = ""
     for totals in splits.values():
       share = totals["pixels_by_label"].get(label, 0)
@@ -104,10 +102,10 @@ def _table(report: check.Report) -> list[str]:
   return lines
 
 
-def _name(report: check.Report, label: int) -> str:
-  """A label's name, or its number where it has none."""
+def _name(report: check.Report, label: int, unknown: str) -> str:
+  """A label's name, or `unknown` where it has none."""
   known = 0 <= label < len(report.labels)
-  return report.labels[label] if known else str(label)
+  return report.labels[label] if known else unknown
 
 
 def plot(report: check.Report, path: pathlib.Path) -> None:
@@ -135,7 +133,7 @@ def plot(report: check.Report, path: pathlib.Path) -> None:
         axis.hist(data, bins=40, histtype="step", label=split)
   axes[0].set_xticks(
     np.arange(len(labels)) + 0.4 - width / 2,
-    [_name(report, k) for k in labels], rotation=90, fontsize=6,
+    [_name(report, k, str(k)) for k in labels], rotation=90, fontsize=6,
   )  # fmt: skip
   titles = (
     "share of pixels of each label", "instances in an image",

@@ -180,14 +180,19 @@ def read_split(path: pathlib.Path, split: str) -> list[str]:
     raise ValueError(
       f"{folder / split}.txt does not exist; splits there: {there}."
     )
-  # With "-sig" also as Windows' editors save it.
-  lines = (folder / f"{split}.txt").read_text("utf-8-sig").splitlines()
-  ids = [line.strip() for line in lines if line.strip()]
+  ids = read_list(folder / f"{split}.txt")
   if not ids:
     raise ValueError(
       f"{folder / split}.txt is empty; list one image id a line."
     )
   return ids
+
+
+def read_list(file: pathlib.Path) -> list[str]:
+  """The lines of a text file that are not empty."""
+  # With "-sig" also as Windows' editors save it.
+  lines = (line.strip() for line in file.read_text("utf-8-sig").splitlines())
+  return [line for line in lines if line]
 
 
 def _read_labels(path: pathlib.Path) -> tuple[str, ...]:
@@ -200,8 +205,7 @@ def _read_labels(path: pathlib.Path) -> tuple[str, ...]:
       f"{file} does not exist; write one name a line, label 0 (mostly "
       "'background') first, or pass options={'labels': (...)}."
     )
-  labels = tuple(line.strip() for line in file.read_text().splitlines())
-  return tuple(line for line in labels if line)
+  return tuple(read_list(file))
 
 
 def list_files(

@@ -18,9 +18,6 @@ from fcrn_jax.metrics.semantic import nanmean
 from fcrn_jax.types import Array
 
 Protocol = Literal["sds", "mnc", "coco", "matching"]
-_Masks = (
-  Bool[Array, "_m H W"] | Integer[Array, "_m H W"] | Integer[Array, "H W"]
-)
 _AP = {"sds": protocols.SDS, "mnc": protocols.MNC, "coco": protocols.COCO}
 
 
@@ -49,10 +46,14 @@ class InstanceEvaluator:
 
   def add(
     self,
-    masks: _Masks,
+    masks: Bool[Array, "m H W"]
+    | Integer[Array, "m H W"]
+    | Integer[Array, "H W"],
     classes: Integer[Array, "m"],
     scores: Float[Array, "m"],
-    gt_masks: _Masks,
+    gt_masks: Bool[Array, "g H W"]
+    | Integer[Array, "g H W"]
+    | Integer[Array, "H W"],
     gt_classes: Integer[Array, "g"],
     void: Bool[Array, "_H _W"] | Integer[Array, "_H _W"] | None = None,
   ) -> None:

@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fcrn_jax import boxes as box_algebra
 from fcrn_jax.files import replacing
-from fcrn_jax.types import IGNORE, Array
+from fcrn_jax.types import IGNORE, Array, palette
 from fcrn_jax.visualize import drawing as draw
 from fcrn_jax.visualize.curves import save_curves
-from fcrn_jax.visualize.drawing import AnyImage, Picture, palette
+from fcrn_jax.visualize.drawing import AnyImage, Picture
 
 __all__ = [
   "box_votes",

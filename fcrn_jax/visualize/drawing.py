@@ -7,7 +7,6 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from fcrn_jax.types import Array
-from fcrn_jax.types import palette as palette
 
 Picture = UInt8[np.ndarray, "_H _W 3"]
 AnyImage = UInt8[Array, "_h _w *channels"]

@@ -1,0 +1,46 @@
+"""The flags that say which networks a command looks with, and how."""
+
+from absl import flags
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A joint network's workdir; to predict, also an exported"
+  " file.",
+)  # fmt: skip
+_SEMANTIC = flags.DEFINE_string(
+  "semantic", None, "Workdir of the network that gives the scores."
+)
+_LOCALIZATION = flags.DEFINE_string(
+  "localization", None, "Workdir of the network that gives the boxes."
+)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default the newest.")
+_TTA = flags.DEFINE_bool(
+  "tta",
+  True,
+  "Test-time augmentation: all views of the config; --notta: one, which is"
+  " several times as fast.",
+)
+
+
+def load():
+  """The flags' predictor."""
+  from fcrn_jax.predictor import Predictor
+
+  predictor = Predictor.load(
+    _WORKDIR.value,
+    semantic=_SEMANTIC.value,
+    localization=_LOCALIZATION.value,
+    step=_STEP.value,
+  )
+  if one_view():
+    predictor.views = predictor.views.one_view()
+  return predictor
+
+
+def workdir() -> str | None:
+  """The workdir whose settings count."""
+  return _WORKDIR.value or _LOCALIZATION.value or _SEMANTIC.value
+
+
+def one_view() -> bool:
+  """Whether images are looked at once, without test-time augmentation."""
+  return not _TTA.value
