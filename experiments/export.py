@@ -12,14 +12,9 @@ import pathlib
 
 from absl import flags
 
-from experiments import command
+from experiments import command, networks
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a joint network.")
-_SEMANTIC = flags.DEFINE_string("semantic", None, "Workdir for the scores.")
-_LOCALIZATION = flags.DEFINE_string(
-  "localization", None, "Workdir for the boxes."
-)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default the newest.")
+flags.adopt_module_key_flags(networks)
 _OUTPUT = flags.DEFINE_string(
   "output", None, "The file; .safetensors writes weights and a .json card."
 )
@@ -28,21 +23,14 @@ _OUTPUT = flags.DEFINE_string(
 def main():
   """Exports with the flags."""
   from experiments import common
-  from fcrn_jax.predictor import Predictor, artefact
+  from fcrn_jax.predictor import artefact
 
   common.start()
   output = pathlib.Path(_OUTPUT.value)
   if output.suffix == ".safetensors":
-    if not _WORKDIR.value:
-      raise ValueError("weights are written of one --workdir; pass it.")
-    artefact.save_weights(output, _WORKDIR.value, _STEP.value)
+    artefact.save_weights(output, *networks.joint())
   else:
-    Predictor.load(
-      _WORKDIR.value,
-      semantic=_SEMANTIC.value,
-      localization=_LOCALIZATION.value,
-      step=_STEP.value,
-    ).save(output)
+    networks.load().save(output)
   print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -36,6 +36,13 @@ def load():
   return predictor
 
 
+def joint() -> tuple[str, int | None]:
+  """The joint network's workdir and the step; ValueError without one."""
+  if not _WORKDIR.value:
+    raise ValueError("this is of one joint network; pass --workdir.")
+  return _WORKDIR.value, _STEP.value
+
+
 def workdir() -> str | None:
   """The workdir whose settings count."""
   return _WORKDIR.value or _LOCALIZATION.value or _SEMANTIC.value

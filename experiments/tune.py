@@ -2,9 +2,9 @@
 
   python -m experiments.tune --workdir=runs/nuclei --metric=matching_0.5
   python -m experiments.tune --semantic=S --localization=L --max_images=200
-Saves W/thresholds.json, which Predictor.load and all commands then use; delete
-it to return to the config's values. Tune on images that no score is quoted
-for: the thresholds have seen them.
+Saves W/thresholds.json (of two workdirs, in L), which Predictor.load and all
+commands then use; delete it to return to the config's values. Tune on images
+that no score is quoted for: the thresholds have seen them.
 """
 
 import datetime
@@ -14,17 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from absl import flags
 
-from experiments import command
+from experiments import command, networks
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "A joint network's workdir; gets thresholds.json."
-)
-_SEMANTIC = flags.DEFINE_string(
-  "semantic", None, "Workdir of the network that gives the scores."
-)
-_LOCALIZATION = flags.DEFINE_string(
-  "localization", None, "Workdir of the box network; gets thresholds.json."
-)
+flags.adopt_module_key_flags(networks)
 _DATA = flags.DEFINE_string(
   "data", None, "The data's folder; default that of the config."
 )
@@ -53,13 +45,9 @@ def main():
   """Tunes with the flags."""
   from experiments import common
   from fcrn_jax import checkpoint
-  from fcrn_jax.predictor import Predictor
 
   common.start()
-  workdir = _WORKDIR.value or _LOCALIZATION.value or _SEMANTIC.value
-  predictor = Predictor.load(
-    _WORKDIR.value, semantic=_SEMANTIC.value, localization=_LOCALIZATION.value
-  )
+  workdir, predictor = networks.workdir(), networks.load()
   config = checkpoint.read_config(workdir)
   dataset = common.load_split(config, _SPLIT.value, _DATA.value)
   found = search(predictor, dataset, _METRIC.value, _MAX_IMAGES.value)
@@ -125,6 +113,7 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
     "split": dataset.split,
     "num_images": number,
     "checkpoint_step": predictor.step,
+    "views": str(predictor.views),
     "date": datetime.date.today().isoformat(),
   }
 

@@ -169,6 +169,7 @@ def test_evaluate_and_tune(workdir, cache):
   assert found["after"] >= found["before"]
   assert found["num_images"] == 2 and found["split"] == "val"
   assert "iou_threshold" in found["instances"]
+  assert "flip=True" in found["views"]
   text = run(*tune, "--metric=ap_rvol", code=1, cache=cache)
   assert "no score 'ap_rvol'" in text and "matching_0.5" in text
   assert "network:" not in text  # refused before the network's hour

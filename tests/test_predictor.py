@@ -218,9 +218,11 @@ def test_cells_of_padding_do_not_vote():
 
 def test_separate_networks_and_a_joint_one(joint, tmp_path):
   image = image_of(5, 64, 70)
-  semantic = workdirs.make(tmp_path / "s", ("semantic",), seed=1)
+  semantic = workdirs.make(tmp_path / "s", ("semantic",), seed=1, steps=9)
   boxes = workdirs.make(tmp_path / "b", ("boxes",), seed=2)
   predictor = Predictor.load(semantic=semantic, localization=boxes)
+  assert predictor.step == 7
+  assert predictor.source == f"{semantic} at step 9 and {boxes} at step 7"
   maps = predictor.maps(image)
   np.testing.assert_array_equal(
     maps.probs, Predictor.load(semantic).maps(image).probs

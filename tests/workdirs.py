@@ -12,8 +12,8 @@ from fcrn_jax.training import optimizer, step
 CATEGORIES = ("ellipse", "rectangle", "triangle", "ring")  # those of shapes
 
 
-def make(path, heads=("semantic", "boxes"), seed=0, **changes):
-  """A workdir with a checkpoint of step 7; `changes` are dotted fields."""
+def make(path, heads=("semantic", "boxes"), seed=0, steps=7, **changes):
+  """A workdir with a checkpoint; `changes` are dotted fields."""
   config = default.get_config().unlock()
   config.model.name = "fcrn_tiny"
   config.model.heads = heads
@@ -32,7 +32,7 @@ def make(path, heads=("semantic", "boxes"), seed=0, **changes):
   state = step.create_state(key, variables, tx, ema=0.0)
   checkpoint.write_config(path, config)
   checkpointer = checkpoint.Checkpointer(path)
-  checkpointer.save(7, state, {})
+  checkpointer.save(steps, state, {})
   checkpointer.close()
   return path
 

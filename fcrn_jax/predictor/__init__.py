@@ -41,7 +41,8 @@ class Predictor:
     stride: image pixels per cell of the maps.
     views: inference.Options; replace it to look at images in another way.
     options: instances.Options; replace it to group in another way.
-    source: where the networks came from, and step, the checkpoint's.
+    source: where the networks came from.
+    step: the checkpoint's; of two, that of the network with the boxes.
     trained_on: the training sets as arguments of data.load.
   """
 

@@ -142,6 +142,7 @@ def load(
     return {head: outputs[net][head] for head, net in chosen.items()}
 
   config = last.config
+  sources = [f"{path} at step {number}" for path, number in steps.items()]
   return chosen, {
     "apply_fn": apply_fn,
     "network_stride": min(net.model.stride for net in chosen.values()),
@@ -150,8 +151,8 @@ def load(
     "options": instance_options(localization or semantic, config),
     "input_scale": config.data.input_scale,
     "normalize": config.data.get("normalize", False),
-    "source": " and ".join(networks),
-    "step": max(steps.values()),
+    "source": " and ".join(sources),
+    "step": steps[str(localization or semantic)],
     "trained_on": [
       dataset_arguments(network.config.data, "train")
       for network in networks.values()
