@@ -36,7 +36,7 @@ def main():
   import jax
 
   from experiments import common
-  from fcrn_jax import checkpoint
+  from fcrn_jax import files
 
   common.start()
   benchmark = importlib.import_module(f"experiments.benchmarks.{_WHAT.value}")
@@ -45,7 +45,7 @@ def main():
   device = jax.devices()[0]
   folder = "runs/benchmarks" if _SET.value else "experiments/results"
   path = _JSON.value or f"{folder}/{_WHAT.value}_{device.platform}.json"
-  checkpoint.write_json(
+  files.write_json(
     path,
     {
       "command": " ".join(["python -m experiments.benchmark", *sys.argv[1:]]),

@@ -55,8 +55,7 @@ def main():
   print(f"{name}  {_DATA.value}\n")
   print(check_report.text(report))
   output = pathlib.Path(_OUTPUT.value)
-  with files.replacing(output / "report.json") as temporary:
-    temporary.write_text(json.dumps(check_report.values(report), indent=1))
+  files.write_json(output / "report.json", check_report.values(report))
   check_report.plot(report, output / "histograms.png")
   check_report.picture(report, output / "worst.png")
   print(f"report.json, histograms.png, worst.png in {output}")

@@ -45,7 +45,7 @@ def load_split(config, split: str | None, path: str | None):
   config.data.val_split = split or config.data.val_split
   if path:
     config.data.path = path
-    if config.data.name == "shapes":
+    if config.data.name in ("shapes", "functions"):
       config.data.name, config.data.num_val = check.guess_name(path), 0
   return loop.load_split(config, "val")
 
@@ -89,4 +89,6 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _text(value):
+  if value is None or value != value:
+    return ""
   return f"{value:.4g}" if isinstance(value, float) else str(value)

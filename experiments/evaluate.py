@@ -7,8 +7,8 @@
   python -m experiments.evaluate --workdir=W --worst=8
 An oracle takes categories, boxes or both from the truth: what is then missing
 to 1 is the fault of the rest. The worst images are drawn in W/worst_<split>.
-Scores of an oracle, of one view (--notta) and of a part (--max_images) go to
-files of their own: eval_<split>_one_view.json.
+Scores of an oracle, of one view (--notta), of an older --step and of a part
+(--max_images) go to files of their own: eval_<split>_one_view.json.
 """
 
 import pathlib
@@ -49,7 +49,7 @@ def main():
   config = checkpoint.read_config(workdir)
   dataset = common.load_split(config, _SPLIT.value, _DATA.value)
   # A quick look must not take the place of the full scores.
-  suffix = "_one_view" if networks.one_view() else ""
+  suffix = networks.suffix()
   if 0 < _MAX_IMAGES.value < len(dataset):
     suffix += f"_first_{_MAX_IMAGES.value}"
   scores = evaluation.evaluate(
@@ -60,6 +60,7 @@ def main():
     max_images=_MAX_IMAGES.value,
     oracle=_ORACLE.value,
     allow_leak=_ALLOW_LEAK.value,
+    on_error=config.data.get("on_error", "raise"),
     suffix=suffix,
   )
   print(evaluation.table(scores))

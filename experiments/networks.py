@@ -31,7 +31,7 @@ def load():
     localization=_LOCALIZATION.value,
     step=_STEP.value,
   )
-  if one_view():
+  if not _TTA.value:
     predictor.views = predictor.views.one_view()
   return predictor
 
@@ -48,6 +48,7 @@ def workdir() -> str | None:
   return _WORKDIR.value or _LOCALIZATION.value or _SEMANTIC.value
 
 
-def one_view() -> bool:
-  """Whether images are looked at once, without test-time augmentation."""
-  return not _TTA.value
+def suffix() -> str:
+  """What tells scores of these flags from the full ones."""
+  parts = [] if _STEP.value is None else [f"_step_{_STEP.value}"]
+  return "".join(parts if _TTA.value else [*parts, "_one_view"])

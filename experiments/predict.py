@@ -32,6 +32,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for what is found.")
 _MAX_INSTANCES = flags.DEFINE_integer(
   "max_instances", None, "Room for so many; default the config's.", 1
 )
+_MIN_SCORE = flags.DEFINE_float(
+  "min_score", 0.0, "Leave out instances of a lower score.", 0.0, 1.0
+)
 _EXPLAIN = flags.DEFINE_bool(
   "explain", False, "Also <stem>_explain.png: each instance's votes."
 )
@@ -60,7 +63,9 @@ def main():
     predictor.options = dataclasses.replace(
       predictor.options, max_instances=_MAX_INSTANCES.value
     )
-  failed = predict_files(predictor, files, output, _EXPLAIN.value)
+  failed = predict_files(
+    predictor, files, output, _EXPLAIN.value, _MIN_SCORE.value
+  )
   print(f"{len(files) - len(failed)} images predicted into {output}")
   if failed:
     sys.exit(f"{len(failed)} files failed: {', '.join(failed[:20])}")
@@ -108,7 +113,10 @@ def read(path: pathlib.Path):
   from fcrn_jax.data import folder
 
   if path.suffix.lower() == ".npy":
-    return np.load(path, mmap_mode="r")
+    try:
+      return np.load(path, mmap_mode="r")
+    except Exception as error:  # of a broken header it is any
+      raise ValueError(f"{path} is no whole .npy file: {error}.") from error
   if path.suffix.lower() in (".tif", ".tiff"):
     image = _map_tiff(path)
     if image is not None:
@@ -134,14 +142,16 @@ def _map_tiff(path):
   return None
 
 
-def predict_files(predictor, files, output, explain: bool) -> list[str]:
+def predict_files(
+  predictor, files, output, explain: bool = False, min_score: float = 0.0
+) -> list[str]:
   """Predicts files by stem into a folder; returns those that failed.
 
   Threads read what comes next and write what is done.
   """
   from tqdm import tqdm
 
-  from fcrn_jax import checkpoint
+  from fcrn_jax.files import write_json
   from fcrn_jax.predictor import read_ahead
 
   output = pathlib.Path(output)
@@ -155,9 +165,11 @@ def predict_files(predictor, files, output, explain: bool) -> list[str]:
     except (ValueError, OSError, EOFError) as error:
       return *item, error
 
-  def write(stem, *found):
+  def write(stem, result, picture):
+    if min_score:
+      result = result.select(result.scores >= min_score)
     arguments = output, stem, ids[stem], predictor.category_ids
-    writing.append(pool.submit(_write, *arguments, *found))
+    writing.append(pool.submit(_write, *arguments, result, picture))
 
   def finish(until):
     while len(writing) > until:
@@ -165,23 +177,25 @@ def predict_files(predictor, files, output, explain: bool) -> list[str]:
 
   batch = []
   bar = tqdm(total=len(files), desc="predict", unit="image")
-  with ThreadPoolExecutor(4) as pool, bar:
-    for stem, path, image in read_ahead(read_or_reason, files.items(), size):
-      if isinstance(image, Exception):
-        tqdm.write(f"skipped {path}: {image}", file=sys.stderr)
-        failed.append(str(path))
-        bar.update()
-      else:
-        batch.append((stem, path, image))
-      if len(batch) == size:
-        _predict_batch(predictor, batch, explain, write, failed)
-        bar.update(len(batch))
-        batch = []
-        finish(size)
-    _predict_batch(predictor, batch, explain, write, failed)
-    bar.update(len(batch))
-    finish(0)
-  checkpoint.write_json(output / "predictions.json", rows, indent=None)
+  try:
+    with ThreadPoolExecutor(4) as pool, bar:
+      for stem, path, image in read_ahead(read_or_reason, files.items(), size):
+        if isinstance(image, Exception):
+          tqdm.write(f"skipped {path}: {image}", file=sys.stderr)
+          failed.append(str(path))
+          bar.update()
+        else:
+          batch.append((stem, path, image))
+        if len(batch) == size:
+          _predict_batch(predictor, batch, explain, write, failed)
+          bar.update(len(batch))
+          batch = []
+          finish(size)
+      _predict_batch(predictor, batch, explain, write, failed)
+      bar.update(len(batch))
+      finish(0)
+  finally:  # what is done by then stays of use
+    write_json(output / "predictions.json", rows, indent=None)
   return failed
 
 
@@ -205,10 +219,9 @@ def _predict_batch(predictor, batch, explain, write, failed):
     results = predictor.predict_batch([image for _, image in sound])
   for (stem, image), result in zip(sound, results, strict=True):
     if result.truncated:
-      limit = predictor.options.max_instances
       tqdm.write(
-        f"{stem}: no room for more than {limit} instances, the best are kept;"
-        " raise --max_instances.",
+        f"{stem}: not all votes found room, {len(result)} instances are kept;"
+        f" raise --max_instances={predictor.options.max_instances}.",
         file=sys.stderr,
       )
     picture = None

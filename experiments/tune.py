@@ -44,7 +44,7 @@ GRID = {
 def main():
   """Tunes with the flags."""
   from experiments import common
-  from fcrn_jax import checkpoint
+  from fcrn_jax import checkpoint, files
 
   common.start()
   workdir, predictor = networks.workdir(), networks.load()
@@ -52,7 +52,7 @@ def main():
   dataset = common.load_split(config, _SPLIT.value, _DATA.value)
   found = search(predictor, dataset, _METRIC.value, _MAX_IMAGES.value)
   path = pathlib.Path(workdir) / "thresholds.json"
-  checkpoint.write_json(path, found)
+  files.write_json(path, found)
   print(
     f"{_METRIC.value}: {found['before']:.4f} -> {found['after']:.4f} on"
     f" {found['num_images']} images, saved in {path}"

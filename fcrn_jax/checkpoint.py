@@ -6,7 +6,6 @@ of the state) and `data` (the position in the input). The only module that
 knows orbax.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -16,23 +15,9 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from fcrn_jax.files import replacing
+from fcrn_jax.files import read_json, write_json
 
 PathLike = str | os.PathLike
-
-
-def write_json(path: PathLike, value: Any, indent: int | None = 2) -> None:
-  """Writes a JSON file under a temporary name, then renames it."""
-  with replacing(path) as temporary:
-    temporary.write_text(json.dumps(value, indent=indent) + "\n")
-
-
-def read_json(path: PathLike) -> Any:
-  """The JSON file's value; a ValueError names a file that is not JSON."""
-  try:
-    return json.loads(pathlib.Path(path).read_text())
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
 def write_config(workdir: PathLike, config: ConfigDict) -> None:

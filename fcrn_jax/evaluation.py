@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from fcrn_jax import checkpoint, data, metrics, visualize
+from fcrn_jax import data, files, metrics, visualize
 from fcrn_jax.data import check
 from fcrn_jax.metrics import protocols
 from fcrn_jax.oracle import Example, Oracle, predict
@@ -122,6 +122,8 @@ def evaluate(
   max_images: int = 0,
   oracle: Oracle = "",
   allow_leak: bool = False,
+  train_sets: Sequence[Any] | None = None,
+  on_error: str = "raise",
   suffix: str = "",
   progress: bool = True,
 ) -> dict[str, Any]:
@@ -143,6 +145,9 @@ def evaluate(
       "boxes" or "both" (the pilot experiment of the paper's section 3.2).
     allow_leak: score images that the networks were trained on all the same,
       and mark the result.
+    train_sets: the data sets that they were trained on; by default those that
+      the predictor names are loaded.
+    on_error: "skip" leaves out, logs and counts images that cannot be read.
     suffix: added to the file's name.
     progress: show a bar with the time left.
 
@@ -157,9 +162,11 @@ def evaluate(
   _check_categories(predictor, dataset)
   if oracle in ("boxes", "both") and not dataset.has_instances:
     raise ValueError(f"{dataset.name} has no instances to take boxes from.")
-  leaks = _check_leaks(predictor, dataset, allow_leak)
+  leaks = _check_leaks(predictor, dataset, allow_leak, train_sets)
   number = min(len(dataset), max_images or len(dataset))
-  scores = _score(predictor, dataset, number, protocol, oracle, progress)
+  scores = _score(
+    predictor, dataset, number, protocol, oracle, on_error, progress
+  )
   for other in _other_processes(scores):
     scores.merge(other)
   semantic = _SEMANTIC.get(dataset.name, "nan_excluded")
@@ -167,12 +174,14 @@ def evaluate(
   values = scores.result(names, semantic)
   values |= _stamp(predictor, dataset, protocol, semantic, number, oracle)
   values |= leaks
+  values["num_images"] = len(scores.by_image)
+  values["skipped_images"] = number - len(scores.by_image)
   values["worst_images"] = scores.worst(_NUM_WORST)
   values = {name: _json(value) for name, value in values.items()}
   if workdir is not None and jax.process_index() == 0:
     suffix = f"_oracle_{oracle}{suffix}" if oracle else suffix
     name = f"eval_{dataset.split}{suffix}.json"
-    checkpoint.write_json(pathlib.Path(workdir) / name, values)
+    files.write_json(pathlib.Path(workdir) / name, values)
   return values
 
 
@@ -225,7 +234,18 @@ def draw(
     visualize.save(directory / f"{prefix}{name}.png", picture)
 
 
-def _score(predictor, dataset, number, protocol, oracle, progress):
+def read(dataset: Any, index: int, on_error: str = "raise") -> Example | None:
+  """dataset[index]; with "skip", None for an image that cannot be read."""
+  try:
+    return dataset[index]
+  except ValueError as error:
+    if on_error == "raise":
+      raise
+    logging.warning("skipped %s: %s", dataset.ids[index], error)
+    return None
+
+
+def _score(predictor, dataset, number, protocol, oracle, on_error, progress):
   """The sums of this process's share of the first `number` images."""
   mine = range(jax.process_index(), number, jax.process_count())
   count_void = counts_void(dataset)
@@ -237,7 +257,7 @@ def _score(predictor, dataset, number, protocol, oracle, progress):
     disable=not progress or jax.process_index() > 0,
   )
   with bar:
-    for examples in _batches(dataset, mine, predictor.batch_size):
+    for examples in _batches(dataset, mine, predictor.batch_size, on_error):
       results = predict(predictor, examples, oracle)
       for example, result in zip(examples, results, strict=True):
         scores.add(result, example, count_void)
@@ -245,10 +265,13 @@ def _score(predictor, dataset, number, protocol, oracle, progress):
   return scores
 
 
-def _batches(dataset, indices, size) -> Iterator[list[Example]]:
+def _batches(dataset, indices, size, on_error) -> Iterator[list[Example]]:
   batch = []
-  for example in read_ahead(dataset.__getitem__, indices, 2 * size):
-    batch.append(example)
+  for example in read_ahead(
+    lambda index: read(dataset, index, on_error), indices, 2 * size
+  ):
+    if example is not None:
+      batch.append(example)
     if len(batch) == size:
       yield batch
       batch = []
@@ -265,19 +288,20 @@ def _check_categories(predictor, dataset):
     )
 
 
-def _check_leaks(predictor, dataset, allow_leak):
+def _check_leaks(predictor, dataset, allow_leak, train_sets):
   """The stamp of check.refuse_leak, over all training sets."""
   stamp = {"leaked_images": 0, "leak_check": "done"}
-  sources = predictor.trained_on
-  for index, source in enumerate(sources):
-    if source in sources[:index]:  # of two networks, and counted already
-      continue
-    try:
-      train = data.load(**source)
-    except ValueError as error:
-      stamp["leak_check"] = f"not done: {error}"
-      logging.warning("the training images cannot be looked up: %s", error)
-      continue
+  if train_sets is None:
+    train_sets, sources = [], predictor.trained_on
+    for index, source in enumerate(sources):
+      if source in sources[:index]:  # of two networks, and counted already
+        continue
+      try:
+        train_sets.append(data.load(**source))
+      except ValueError as error:
+        stamp["leak_check"] = f"not done: {error}"
+        logging.warning("the training images cannot be looked up: %s", error)
+  for train in train_sets:
     found = check.refuse_leak(train, dataset, allow_leak)
     stamp["leaked_images"] += found["leaked_images"]
   return stamp
@@ -323,7 +347,6 @@ def _stamp(predictor, dataset, protocol, semantic, number, oracle):
     "data_path": str(dataset.path) if dataset.path else None,
     "split": dataset.split,
     "split_hash": hashlib.sha256(ids.encode()).hexdigest()[:16],
-    "num_images": number,
     "source": predictor.source,
     "checkpoint_step": predictor.step,
     "views": str(predictor.views),

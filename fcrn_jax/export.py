@@ -30,7 +30,7 @@ from jaxtyping import Int, UInt8
 
 from fcrn_jax import inference
 from fcrn_jax.files import replacing
-from fcrn_jax.types import Array
+from fcrn_jax.types import FILL, Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMAT = 1
@@ -63,12 +63,15 @@ class Artefact:
   def call(self, images: UInt8[Array, "..."]) -> dict[str, Array]:
     """Category map and instances of images of any one size, b H W 3.
 
-    They are padded as the Predictor pads them (inference.bucket).
+    They are padded as the Predictor pads them (inference.bucket), and must
+    have been resized by metadata["input_scale"] and, where
+    metadata["normalize"], stretched (transforms.normalize_intensity).
 
-    Returns, for images of the network's scale: semantic b H W (0 =
-    background), confidence b H W, and with a box head labels b r H W (index
-    of the instance that a pixel belongs to, or -1), classes b m (1 ... C),
-    scores b m, boxes b m 4 (y0 x0 y1 x1), valid b m, truncated b.
+    Returns, in their pixels: semantic b H W (0 = background), confidence
+    b H W, and with a box head labels b r H W (index of the instance that a
+    pixel belongs to, or -1) and what instances.Hypotheses tells of each but
+    the owners: classes b m (1 ... C), scores b m, boxes b m 4 (y0 x0 y1 x1),
+    valid b m, truncated b and so on.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
@@ -79,7 +82,7 @@ class Artefact:
     count, height, width, _ = images.shape
     padded = [inference.bucket(n) for n in (height, width)]
     canvas = np.empty((count, *padded, 3), np.uint8)
-    canvas[:] = inference.FILL
+    canvas[:] = FILL
     canvas[:, :height, :width] = images
     sizes = np.tile(np.int32([height, width]), (count, 1))
     out = self._run("segment", canvas, sizes)

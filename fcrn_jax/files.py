@@ -1,9 +1,12 @@
 """Files that are whole or not there."""
 
 import contextlib
+import json
+import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -22,3 +25,44 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def write_json(
+  path: str | os.PathLike, value: Any, indent: int | None = 2
+) -> None:
+  """Writes a JSON file; numbers that JSON lacks become null."""
+  text = json.dumps(_finite(value), indent=indent, allow_nan=False)
+  with replacing(path) as temporary:
+    temporary.write_text(text + "\n")
+
+
+def _finite(value):
+  if isinstance(value, Mapping):
+    return {name: _finite(item) for name, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """The JSON file's value; a ValueError names a file that is not JSON."""
+  try:
+    return json.loads(pathlib.Path(path).read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+def read_lines(path: str | os.PathLike) -> list[Any]:
+  """The values of a file of one JSON value a line, such as metrics.jsonl.
+
+  From a line that was only half written on they are left out.
+  """
+  values = []
+  for line in pathlib.Path(path).read_text().splitlines():
+    try:
+      values.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return values

@@ -27,14 +27,13 @@ from tqdm import tqdm
 
 from fcrn_jax import boxes as box_algebra
 from fcrn_jax import tiling
-from fcrn_jax.types import Array
+from fcrn_jax.types import FILL, Array
 
 # Outputs of models.FCRN for images and the size (height, width) of the part of
 # each that is not padding; see models.masking.
 ApplyFn = Callable[
   [UInt8[Array, "b H W 3"], Int[Array, "b 2"]], Mapping[str, Array]
 ]
-FILL = (124, 117, 104)  # mean RGB, as in training (data.pipeline)
 
 
 class Options(NamedTuple):
@@ -43,8 +42,9 @@ class Options(NamedTuple):
   flip: bool = False  # average with the left-right mirror image
   scales: tuple[float, ...] = (1.0,)  # average over sizes
   shifts: int = 1  # k: k x k sub-stride moves, giving maps of stride / k
-  tile: int = 2048  # longest side that goes in whole, pixels; 0: any
-  tile_overlap: int = 256  # pixels that neighbouring tiles share
+  # In pixels of the network's input:
+  tile: int = 2048  # longest side that goes in whole; 0: any
+  tile_overlap: int = 256  # what neighbouring tiles share
   transpose: bool = False  # average with rows and columns exchanged
 
   def one_view(self) -> "Options":
@@ -94,6 +94,11 @@ def map_stride(stride: int, options: Options) -> int:
   return stride // options.shifts
 
 
+def is_tiled(size: Sequence[int] | Num[Array, "2"], options: Options) -> bool:
+  """Whether an image of this height and width goes through in tiles."""
+  return bool(options.tile and max(size) > options.tile)
+
+
 def padded_shape(
   size: Num[Array, "2"], stride: int, options: Options
 ) -> tuple[int, int]:
@@ -127,11 +132,11 @@ def predict_maps(
   """
   fine = map_stride(stride, options)
   height, width = (math.ceil(n / fine) for n in image.shape[:2])
-  side = options.tile - (stride if options.shifts > 1 else 0)
-  if not options.tile or max(image.shape[:2]) <= side:
+  if not is_tiled(image.shape[:2], options):
     maps = batch_maps(apply_fn, [as_rgb(image)], stride, options)
     return jax.tree.map(lambda x: np.asarray(x[0, :height, :width]), maps)
   _check_tile(stride, options)
+  side = options.tile - (stride if options.shifts > 1 else 0)
   overlap = math.ceil(options.tile_overlap / stride)
   rows_and_columns = [
     tiling.spans(math.ceil(n / stride), side // stride, overlap)
@@ -301,7 +306,7 @@ def _read_view(outputs, geometry, moves, shape, cells, stride) -> Maps:
   first to last show the image: geometry = factor, offset, first, last; b 2.
   """
   grid = [
-    _to_maps(*heads, move, shape)
+    _align_heads(*heads, move, shape)
     for heads, move in zip(outputs, moves, strict=True)
   ]
   maps = _interleave(grid, moves) if len(grid) > 1 else grid[0]
@@ -324,8 +329,8 @@ def _read_view(outputs, geometry, moves, shape, cells, stride) -> Maps:
   return jax.vmap(one)(maps, *geometry)
 
 
-def _to_maps(semantic, encoded, sizes, move, shape):
-  """Logits to probabilities, encoded boxes to absolute ones.
+def _align_heads(semantic, encoded, sizes, move, shape):
+  """to_maps of a view, boxes where its image is.
 
   Two networks may differ in stride; the coarser map is then brought to the
   cells of the finer one.

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Num, UInt8
 
 Array = Any  # a numpy or a JAX array; jaxtyping then checks shape and dtype
 IGNORE = 255
+FILL = (124, 117, 104)  # what pads an image: the mean RGB of ImageNet
 
 
 def palette() -> UInt8[np.ndarray, "256 3"]:

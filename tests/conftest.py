@@ -1,4 +1,4 @@
-"""Four simulated devices for every test, set before JAX starts."""
+"""Four simulated devices and a cache of programs, set before JAX starts."""
 
 import os
 import pathlib
@@ -7,10 +7,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
+# Compiling is most of what the tests do, and many compile the same programs.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).parent.parent
+REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from configs import default
-from fcrn_jax import checkpoint, export, inference, models
+from fcrn_jax import checkpoint, export, files, inference, models
 from fcrn_jax.models import pretrained
 from fcrn_jax.predictor import Predictor, artefact
 from fcrn_jax.predictor.loading import create_model
@@ -46,8 +46,8 @@ def write_workdir(folder, heads=("semantic", "boxes"), seed=0):
   checkpointer.save(7, state, {})
   checkpointer.close()
   checkpoint.write_config(folder, config)
-  checkpoint.write_json(folder / "eval_val.json", {"mean_iou": 0.5})
-  checkpoint.write_json(
+  files.write_json(folder / "eval_val.json", {"mean_iou": 0.5})
+  files.write_json(
     folder / "thresholds.json", {"instances": {"iou_threshold": 0.4}}
   )
   return folder

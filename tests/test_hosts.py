@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from fcrn_jax import Predictor
-from fcrn_jax.training import writers
+from fcrn_jax import Predictor, files
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -62,7 +61,7 @@ def test_two_hosts_train_save_continue_and_score_as_one(tmp_path):
   assert "mean_iou" in train(tmp_path / "two", cache, 2, num_steps=4)
   train(tmp_path / "one", cache, 1, num_steps=4)
   rows = {
-    name: writers.read(tmp_path / name / "metrics.jsonl")
+    name: files.read_lines(tmp_path / name / "metrics.jsonl")
     for name in ("one", "two")
   }
   assert [row["step"] for row in rows["two"]] == [1, 2, 2, 3, 4, 4]

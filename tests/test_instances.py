@@ -40,6 +40,7 @@ def test_touching_objects_are_told_apart(mode, stride):
   options = instances.Options(masks=mode, num_masks=1, max_instances=5)
   size = (4 * stride, 8 * stride)
   found = instances.extract(probs, boxes * stride, options, size, stride)
+  assert found.valid.dtype == bool
   assert found.valid.tolist() == [True] * 3 + [False] * 2
   assert found.classes.tolist() == [1, 1, 2, 0, 0]
   np.testing.assert_allclose(found.scores, [0.9, 0.8, 0.7, 0, 0], rtol=1e-6)
@@ -252,7 +253,7 @@ def test_equals_naive_chain(num_masks):
     assert one.valid.sum() == len(expected)
     assert not one.truncated
     for j, (category, seed, cells, mean, k, box) in enumerate(expected):
-      assert (one.classes[j], one.mask[j]) == (category, k)
+      assert (one.classes[j], one.level[j]) == (category, k)
       assert tuple(one.seeds[j]) == seed
       assert one.scores[j] == mean
       np.testing.assert_array_equal(one.boxes[j], box)
@@ -333,3 +334,39 @@ def test_mistakes_are_named():
     instances.Options(iou_threshold=1.0)
   with pytest.raises(ValueError, match="num_masks is 0"):
     instances.Options(num_masks=0)
+
+
+def test_no_candidates_give_no_votes():
+  nothing = jnp.zeros(0), jnp.zeros((0, 4)), jnp.zeros(0, bool)
+  votes = instances.vote(*nothing, max_instances=3)
+  assert votes.keeper.tolist() == [-1, -1, -1] and votes.owner.shape == (0,)
+  assert not votes.valid.any() and not votes.truncated
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_maps_of_half_precision(dtype):
+  """What they hold is grouped as the same values in full precision are."""
+  rng = np.random.default_rng(0)
+  probs = jax.nn.softmax(jnp.asarray(rng.normal(size=(5, 7, 3))), -1)
+  corner = rng.uniform(0, 40, (5, 7, 2, 2))
+  boxes = np.concatenate([corner, corner + 20], -1)
+  half = jnp.asarray(probs, dtype), jnp.asarray(boxes, dtype)
+  full = [x.astype(jnp.float32) for x in half]
+  arguments = instances.Options(), (37, 53), 8
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    instances.extract(*half, *arguments),
+    instances.extract(*full, *arguments),
+  )
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    {"min_fill": -0.1}, {"min_area": -3.0}, {"score_floor": 3},
+    {"iou_threshold": np.float32(2)}, {"num_masks": 0},
+  ],
+)  # fmt: skip
+def test_settings_out_of_range_are_named(wrong):
+  with pytest.raises(ValueError, match=f"{next(iter(wrong))} is "):
+    instances.Options(**wrong)

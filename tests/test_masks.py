@@ -69,7 +69,7 @@ def scene(rng, height, width, categories, options):
       scores=zeros,
       valid=valid,
       truncated=np.zeros((), bool),
-      mask=mask,
+      level=mask,
       seeds=np.zeros((slots, 2), np.int32),
       num_votes=np.zeros(slots, np.int32),
       spread=zeros,
@@ -92,7 +92,7 @@ def naive_paint(hypotheses, probs, boxes, options, size, stride):
         continue
       found = {}
       for j in np.flatnonzero(hypotheses.valid):
-        k = hypotheses.mask[j]
+        k = hypotheses.level[j]
         if hypotheses.classes[j] != category or rank > k:
           continue
         owned = (hypotheses.owners[k] == j).any(0) * probs[..., category]

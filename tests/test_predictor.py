@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from experiments.benchmarks.predict import discs
-from fcrn_jax import checkpoint, inference, instances
+from fcrn_jax import files, inference, instances
 from fcrn_jax.predictor import Predictor, Result, grouping, large, read_ahead
 from fcrn_jax.predictor import result as result_lib
 from tests import test_inference as scenes
@@ -265,11 +265,11 @@ def test_what_load_refuses(tmp_path):
 def test_thresholds_of_the_workdir_count(tmp_path):
   path = workdirs.make(tmp_path)
   assert Predictor.load(path).options.iou_threshold == 0.5
-  checkpoint.write_json(
+  files.write_json(
     path / "thresholds.json", {"instances": {"iou_threshold": 0.3}}
   )
   assert Predictor.load(path).options.iou_threshold == 0.3
-  checkpoint.write_json(path / "thresholds.json", {"instances": {"iou": 1}})
+  files.write_json(path / "thresholds.json", {"instances": {"iou": 1}})
   with pytest.raises(ValueError, match=r"unknown settings \['iou'\]"):
     Predictor.load(path)
 
@@ -427,3 +427,52 @@ def test_reading_ahead_keeps_order_and_errors():
   ]
   with pytest.raises(ZeroDivisionError):
     list(read_ahead(lambda x: 1 // x, [1, 0, 1], 2))
+
+
+def test_select_keeps_some_instances(joint):
+  result = Predictor.load(joint)(image_of(3, 64, 64))
+  assert len(result) > 2
+  keep = np.arange(len(result)) % 2 == 1
+  some = result.select(keep)
+  np.testing.assert_array_equal(some.masks, result.masks[keep])
+  np.testing.assert_array_equal(some.scores, result.scores[keep])
+  np.testing.assert_array_equal(some.boxes, result.boxes[keep])
+  np.testing.assert_array_equal(
+    some.evidence.num_votes, result.evidence.num_votes[keep]
+  )
+  none = result.select(np.zeros(len(result), bool))
+  assert len(none) == 0 and none.label_map.max() == 0 and none.to_coco(1) == []
+  assert len(result) == len(keep) and result.label_map.max() == len(keep)
+
+
+def test_an_instance_without_pixels_is_an_empty_run():
+  rows = result_lib.run_lengths(np.zeros((2, 2), bool), 0, 0, (4, 4))
+  assert rows.tolist() == [16]
+
+
+def test_maps_and_prediction_agree_on_what_is_tiled(joint):
+  predictor = Predictor.load(joint)
+  calls = []
+  inner = predictor.apply_fn
+
+  def apply_fn(images, sizes):
+    calls.append(images.shape)
+    return inner(images, sizes)
+
+  predictor.apply_fn = apply_fn
+  predictor.views = inference.Options(tile=64, tile_overlap=16, shifts=2)
+  for side, tiled in ((63, False), (64, False), (65, True)):
+    shapes = []
+    for function in (predictor, predictor.maps):
+      calls.clear()
+      function(image_of(1, side, side))
+      shapes.append(set(calls))
+    assert shapes[0] == shapes[1]
+    assert (shapes[0] == {(1, 64, 64, 3)}) == tiled
+
+
+def test_full_masks_without_boxes_need_no_room(tmp_path):
+  predictor = Predictor.load(workdirs.make(tmp_path, ("semantic",)))
+  predictor.options = instances.Options(masks="full")
+  predictor.views = inference.Options(tile=64, tile_overlap=16)
+  assert predictor(image_of(0, 100, 70)).semantic.shape == (100, 70)

@@ -562,3 +562,25 @@ def test_caffe_blobs_in_every_form(tmp_path):
   )
   np.testing.assert_array_equal(arrays["res2a_branch1/1"], [0.5, 0.25])
   np.testing.assert_array_equal(arrays["x/0"], [1.5, 2.5])
+
+
+def test_the_backbone_of_another_network_is_read(state_dict, saved, tmp_path):
+  """As torchvision's FCN and DeepLab and mmsegmentation's files name it."""
+  arrays = {
+    f"model.backbone.{name}": value
+    for name, value in state_dict.items()
+    if not name.startswith("fc.")
+  }
+  arrays["model.classifier.4.weight"] = np.zeros((21, 512, 1, 1), np.float32)
+  arrays["step"] = np.zeros(1, np.float32)
+  path = tmp_path / "segmentation.npz"
+  np.savez(path, **arrays)
+  found, expected = pretrained.read(path), pretrained.read(saved)
+  assert found.unknown == ()
+  for kind in ("params", "batch_stats"):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      found.variables[kind]["backbone"],
+      expected.variables[kind]["backbone"],
+    )
+  assert "semantic" not in found.variables["params"]

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import shapes
-from fcrn_jax import checkpoint, data, evaluation
+from fcrn_jax import checkpoint, data, evaluation, files
 from fcrn_jax.predictor import Predictor
 from fcrn_jax.training import loop, optimizer, parallel, step, writers
 from fcrn_jax.types import Preprocessing
@@ -166,6 +166,8 @@ def test_schedules_by_hand():
   linear = optimizer.schedule("linear", 1.0, num_steps=12, warmup_steps=2)
   rates = [float(linear(i)) for i in (0, 1, 2, 7, 12)]
   np.testing.assert_allclose(rates, [0, 0.5, 1, 0.5, 0])
+  poly = optimizer.schedule("poly", 2.0, num_steps=10)
+  np.testing.assert_allclose(poly(5), 2 * 0.5**0.9, rtol=1e-6)
   cosine = optimizer.schedule("cosine", 2.0, num_steps=10)
   np.testing.assert_allclose([cosine(0), cosine(5), cosine(10)], [2, 1, 0])
   with pytest.raises(ValueError, match="'step'; expected 'linear'"):
@@ -227,7 +229,8 @@ def test_continued_run_ends_bit_identical(
   assert int(continued.step) == 6
   jax.tree.map(np.testing.assert_array_equal, whole, continued)
   steps = [
-    row["step"] for row in writers.read(tmp_path / "parts" / "metrics.jsonl")
+    row["step"]
+    for row in files.read_lines(tmp_path / "parts" / "metrics.jsonl")
   ]
   assert steps == [2, 4, 5, 6]
   assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000
@@ -287,6 +290,28 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, log_every):
     loop.train(config, tmp_path)
   # Nothing that is not finite is saved, whatever the log's interval.
   assert checkpoint.Checkpointer(tmp_path).latest_step is None
+
+
+def test_what_is_being_saved_is_saved_when_a_run_ends_in_an_error(
+  tmp_path, monkeypatch
+):
+  order, close = [], checkpoint.Checkpointer.close
+  monkeypatch.setattr(
+    checkpoint.Checkpointer,
+    "close",
+    lambda c: (order.append("close"), close(c)),
+  )
+
+  def refuse(scalars, now, latest_step):
+    if now == 3:
+      order.append("error")
+      raise FloatingPointError
+
+  monkeypatch.setattr(loop, "_refuse_infinite", refuse)
+  with pytest.raises(FloatingPointError):
+    loop.train(tiny_config(checkpoint_every=2, log_every=1), tmp_path)
+  assert order == ["error", "close"]
+  assert checkpoint.Checkpointer(tmp_path).latest_step == 2
 
 
 def test_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
@@ -349,13 +374,19 @@ def test_metrics_writer_drops_what_a_continued_run_repeats(tmp_path):
   ]
 
 
-def squares(split):
+def squares(split, broken=()):
   """Two images of a bright square each, labelled by functions."""
+
+  def image_fn(key):
+    if key in broken:
+      raise ValueError(f"{key} is truncated")
+    return image
+
   image = np.zeros((40, 40, 3), np.uint8)
   image[8:24, 8:24] = 200
   labels = {"semantic": (image[..., 0] > 0).astype(np.uint8)}
   return data.Functions(
-    [f"{split}{k}" for k in range(2)], lambda _: image, lambda _: labels,
+    [f"{split}{k}" for k in range(2)], image_fn, lambda _: labels,
     ("square",), split=split, has_instances=False,
   )  # fmt: skip
 
@@ -366,7 +397,8 @@ def test_trains_on_a_data_set_of_functions(tmp_path):
   train_data, val_data = squares("one"), squares("other")
   scores = loop.train_and_evaluate(config, tmp_path, train_data, val_data)
   assert scores["num_images"] == 2 and scores["split"] == "other"
-  assert "iou_square" in scores
+  assert "iou_square" in scores and scores["leak_check"] == "done"
+  assert config.categories == () and config.data.name == "shapes"
   assert (tmp_path / "eval_other.json").is_file()
   # Scores on the way are those of the step, whatever checkpoint_every says.
   lines = (tmp_path / "metrics.jsonl").read_text()
@@ -378,6 +410,19 @@ def test_trains_on_a_data_set_of_functions(tmp_path):
     loop.train_and_evaluate(config, tmp_path, train_data)
   with pytest.raises(ValueError, match="2 of the 2 images of functions"):
     loop.train_and_evaluate(config, tmp_path, train_data, squares("one"))
+
+
+def test_a_broken_validation_image_is_left_out_where_that_is_asked(tmp_path):
+  changes = {"model.heads": ("semantic",), "num_steps": 2, "eval_every": 1}
+  data_sets = squares("one"), squares("other", broken=["other1"])
+  with pytest.raises(ValueError, match="other1 is truncated"):
+    loop.train_and_evaluate(tiny_config(**changes), tmp_path / "a", *data_sets)
+  changes["data.on_error"] = "skip"
+  scores = loop.train_and_evaluate(
+    tiny_config(**changes), tmp_path / "b", *data_sets
+  )
+  assert scores["num_images"] == 1 and scores["skipped_images"] == 1
+  assert [p.name for p in (tmp_path / "b/samples").iterdir()] == ["other0.png"]
 
 
 def test_a_continued_run_may_clip_and_needs_no_pretrained_weights(tmp_path):

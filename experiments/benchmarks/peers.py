@@ -19,7 +19,6 @@ auxiliary loss and the reference script's optimizer, scales and crops.
 """
 
 import functools
-import json
 import pathlib
 import resource
 import tempfile
@@ -29,7 +28,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from tqdm import tqdm
 
-from fcrn_jax import checkpoint, data, metrics
+from fcrn_jax import checkpoint, data, files, metrics
 from fcrn_jax.data import pipeline
 from fcrn_jax.types import IGNORE
 
@@ -86,8 +85,7 @@ def _minutes(workdir: str) -> float:
   """How long the steps of a training took, by its metrics."""
   batch = checkpoint.read_config(workdir).batch_size
   seconds, last = 0.0, 0
-  for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().split("\n"):
-    values = json.loads(line) if line else {}
+  for values in files.read_lines(pathlib.Path(workdir) / "metrics.jsonl"):
     if "images_per_second" in values:
       seconds += (values["step"] - last) * batch / values["images_per_second"]
       last = values["step"]

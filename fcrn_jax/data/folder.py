@@ -67,6 +67,11 @@ class Folder:
         f"{self.path} has {len(labels)} labels; expected the names of 2 to 255"
         " in labels.txt, label 0 first (255 is void)."
       )
+    if len(set(labels)) < len(labels):
+      raise ValueError(
+        f"{self.path} has two labels of one name among {labels}; rename one in"
+        " labels.txt."
+      )
     self.background, self.categories = labels[0], labels[1:]
     self._images = list_files(self.path / "JPEGImages")
     self._semantic = list_files(self.path / "SegmentationClass")

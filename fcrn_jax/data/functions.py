@@ -50,6 +50,11 @@ class Functions:
         f"{self.name} has {len(self.categories)} categories; expected 1 to 254:"
         " a label is a byte, and 255 is void."
       )
+    if len({self.background, *self.categories}) <= len(self.categories):
+      raise ValueError(
+        f"{self.name} has two labels of one name among"
+        f" {(self.background, *self.categories)}; rename one."
+      )
     if not self.ids:
       raise ValueError(
         f"{self.name} has no images in split {self.split!r} at {self.path}."

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from fcrn_jax.data import transforms
-from fcrn_jax.types import Array
+from fcrn_jax.types import FILL, Array
 
 
 class PipelineOptions(NamedTuple):
@@ -40,7 +40,7 @@ class PipelineOptions(NamedTuple):
   label_stride: int = 0  # pixels per category label; 0: stride
   box_weighting: str = "area"  # or "sqrt_area", "none"
   full_boxes: bool = True  # False: boxes of what the crop shows (ours)
-  fill: tuple[int, int, int] = (124, 117, 104)  # padding, the mean RGB
+  fill: tuple[int, int, int] = FILL  # beside an image
   batch_size: int = 1  # per process
   num_workers: int = 0  # processes; 0 works in threads of this one
   cache: bool = False  # keep decoded examples in memory, in each worker

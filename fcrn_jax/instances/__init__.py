@@ -56,10 +56,16 @@ def find(
   categories 1 ... C in pixels of an image `stride` times the maps' size, of
   which image_size (default: all) is not padding.
   """
+  probs, boxes = _single_precision(probs, boxes)
   if image_size is None:
     image_size = tuple(n * stride for n in probs.shape[:2])
   limit = jnp.asarray([*image_size], jnp.float32)
   return _find(probs, boxes, options, limit, stride)
+
+
+def _single_precision(*maps):
+  """Half a precision tells neither close scores nor pixels apart."""
+  return [jnp.asarray(x, jnp.float32) for x in maps]
 
 
 @functools.partial(jax.jit, static_argnames="stride")
@@ -176,7 +182,7 @@ def _describe(ballot, votes, owners, options, image_size, stride):
     scores=votes.confidence.ravel(),
     valid=valid & (fill >= options.min_fill),
     truncated=votes.truncated.any(),
-    mask=jnp.repeat(jnp.arange(options.num_masks), votes.keeper.shape[1]),
+    level=jnp.repeat(jnp.arange(options.num_masks), votes.keeper.shape[1]),
     seeds=ballot.cells[seed],
     num_votes=num_votes,
     spread=votes.spread.ravel(),
@@ -203,7 +209,7 @@ def _best(found: Hypotheses, number: int) -> Hypotheses:
 
   def pick(values):
     where = valid.reshape((-1,) + (1,) * (values.ndim - 1))
-    return jnp.where(where, values[order], 0)
+    return jnp.where(where, values[order], jnp.zeros((), values.dtype))
 
   per_slot = found._asdict()
   owners = per_slot.pop("owners")
@@ -234,6 +240,7 @@ def extract(
       f"probs has {probs.shape[-1]} channels and boxes {boxes.shape[-2]} "
       "categories; expected one channel more, the background's, at 0."
     )
+  probs, boxes = _single_precision(probs, boxes)
   if options.masks == "full" and image_size is not None:
     probs = masks_lib.upsample(probs, image_size, stride)
     boxes = masks_lib.upsample(boxes, image_size, stride)

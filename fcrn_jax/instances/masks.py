@@ -246,7 +246,7 @@ def _paint_tile(
     if by_boxes:
       value = overlap(boxes_of(category), hypotheses.boxes[j])
       return _interpolate(value[:, :, None], axes)[:, 0]
-    owned = (owners[hypotheses.mask[j]] == j).any(0)
+    owned = (owners[hypotheses.level[j]] == j).any(0)
     value = owned * jax.lax.dynamic_index_in_dim(probs, category, 2, False)
     if options.masks == "blocks":
       return value[axes[0].home][:, axes[1].home]
@@ -258,7 +258,7 @@ def _paint_tile(
   def add(state):
     j, best, labels = state
     category = hypotheses.classes[j]
-    mine = candidate & (categories == category) & (ranks <= hypotheses.mask[j])
+    mine = candidate & (categories == category) & (ranks <= hypotheses.level[j])
     value = agreement(j, category)
     better = mine & (value > best)
     best = jnp.where(better, value, best)

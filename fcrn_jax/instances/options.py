@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fcrn_jax.types import Array
@@ -12,6 +14,11 @@ from fcrn_jax.types import Array
 Size = tuple[Any, Any]  # height and width, of int or symbolic dimensions
 MASKS = ("boxes", "scores", "blocks", "full")
 SEEDS = ("scores", "centers", "agreement")
+# A setting is at least 0 and below this.
+_LIMITS = {
+  "score_floor": 1, "iou_threshold": 1, "region_overlap": 1, "min_extent": 1,
+  "min_agreement": 1, "min_fill": math.inf, "min_area": math.inf,
+}  # fmt: skip
 
 
 @functools.partial(
@@ -66,17 +73,12 @@ class Options:
       raise ValueError(f"seeds is {self.seeds!r}; expected one of {SEEDS}.")
     for name in ("num_masks", "max_instances"):
       value = getattr(self, name)
-      if value != int(value) or value < 1:
+      if not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} is {value}; expected a whole number above 0.")
-    for name in (
-      "iou_threshold",
-      "region_overlap",
-      "min_agreement",
-      "min_extent",
-    ):
+    for name, limit in _LIMITS.items():
       value = getattr(self, name)  # an array under jit
-      if isinstance(value, int | float) and not 0 <= value < 1:
-        raise ValueError(f"{name} is {value}; an IoU, expected in [0, 1).")
+      if isinstance(value, int | float | np.number) and not 0 <= value < limit:
+        raise ValueError(f"{name} is {value}; expected in [0, {limit}).")
 
   @classmethod
   def paper(cls) -> "Options":
@@ -92,11 +94,11 @@ class Hypotheses(NamedTuple):
   scores: Float[Array, "m"]
   valid: Bool[Array, "m"]
   truncated: Bool[Array, ""]
-  mask: Int[Array, "m"]  # 0 ... n - 1: the nested mask it was found in
+  level: Int[Array, "m"]  # 0 ... n - 1: the nested mask it was found in
   seeds: Int[Array, "m 2"]  # cell (i, j) of the seed
   num_votes: Int[Array, "m"]  # cells that voted for it
   spread: Float[Array, "m"]  # RMS distance of their box centres, pixels
   fill: Float[Array, "m"]  # area of the votes / area of the box
-  # owners[k, r]: the hypothesis of mask k that owns the cell's r-th best
-  # category, -1 = none
+  # owners[level, r]: the hypothesis of that level that owns each cell's r-th
+  # best category, -1 = none
   owners: Int[Array, "k r h w"]

@@ -64,6 +64,17 @@ def vote(
   neighbours in the image, see to_tiles.
   """
   count = scores.shape[0]
+  if isinstance(count, int) and count == 0:
+    nothing = jnp.zeros(max_instances)
+    return Votes(
+      keeper=jnp.full(max_instances, -1, jnp.int32),
+      owner=jnp.zeros(0, jnp.int32),
+      confidence=nothing,
+      valid=nothing > 0,
+      truncated=jnp.zeros((), bool),
+      num_votes=nothing.astype(jnp.int32),
+      spread=nothing,
+    )
   if groups is None:
     groups = jnp.zeros(count, jnp.int32)
   if priority is None:

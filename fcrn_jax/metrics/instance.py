@@ -27,7 +27,8 @@ class InstanceEvaluator:
   "sds": AP^r of Hariharan et al.: IoU > t, best uncovered true instance, all
   recall steps; AP^r_vol is the mean over t = 0.1 ... 0.9.
   "mnc": IoU >= t, best true instance (a false positive if it is taken),
-  11 recalls. "coco": pycocotools with 100 predictions an image and category.
+  11 recalls. "coco": pycocotools with 100 predictions an image and category,
+  void cut out of the predictions' masks, which COCO's own data do not have.
   "matching": one-to-one matching with the most pairs of IoU >= t, ties by
   total IoU; TP / (TP + FP + FN) of all predictions, whatever their score.
   A category without true instances has AP NaN and is left out of the mean.

@@ -18,6 +18,22 @@ EPSILON = 1e-5  # of our BatchNorm; others' is folded into the variance
 _KERAS_EPSILON = 1.001e-5  # of keras.applications' ResNets
 
 
+def backbone_of(arrays: Arrays) -> tuple[Arrays, list[str]]:
+  """The arrays of the ResNet in another network of PyTorch's, and its rest.
+
+  "backbone.layer1.0.conv1.weight" becomes "layer1.0.conv1.weight", and what
+  lies beside "backbone." is the rest. Others' arrays are returned as they are.
+  """
+  for name in arrays:
+    if match := re.fullmatch(r"(.+\.)layer1\.0\.conv1\.weight", name):
+      prefix = match[1]
+      inside = [key for key in arrays if key.startswith(prefix)]
+      return {key.removeprefix(prefix): arrays[key] for key in inside}, sorted(
+        {key.split(".")[0] for key in arrays.keys() - set(inside)}
+      )
+  return arrays, []
+
+
 def detect(arrays: Arrays) -> str | None:
   """Whose names these are: "fcrn_jax", "torchvision", "caffe" or "keras"."""
   for layout, sign in _SIGNS.items():

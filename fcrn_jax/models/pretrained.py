@@ -60,13 +60,17 @@ def read(path: str | os.PathLike, source: str | None = None) -> Weights:
   """Reads .pth .safetensors .npz .caffemodel .h5 files of known ResNets.
 
   The naming of the arrays tells whose weights they are: torchvision's (and
-  timm's), the original Caffe ResNets', Keras applications' or our own.
+  timm's; also the backbone of a larger network of PyTorch's), the original
+  Caffe ResNets', Keras applications' or our own.
   `source`, a key of SOURCES, says otherwise whose conventions the weights
   follow, e.g. "caffe" for Caffe's weights under torchvision's names.
   """
   if source is not None and source not in SOURCES:
     raise ValueError(f"source is {source!r}; expected one of {list(SOURCES)}.")
   arrays, metadata = read_arrays(path)
+  arrays, others = naming.backbone_of(arrays)
+  if others:
+    logging.info("%s: only its backbone is read, not %s.", path, others)
   layout = naming.detect(arrays)
   if layout is None:
     raise ValueError(

@@ -156,7 +156,7 @@ def _read_torch(path):
   if not isinstance(tree, dict):
     raise ValueError(f"it holds a {type(tree).__name__}, not a state dict")
   return {
-    str(name).removeprefix("module."): _tensor_array(value, storages)
+    str(name): _tensor_array(value, storages)
     for name, value in tree.items()
     if isinstance(value, _Tensor)
   }, {}

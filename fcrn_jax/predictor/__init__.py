@@ -112,6 +112,11 @@ class Predictor:
     if path is not None and pathlib.Path(path).is_file():
       from fcrn_jax.predictor import artefact
 
+      if step is not None:
+        raise ValueError(
+          f"{path} is a file, which holds one checkpoint, but step={step} was"
+          " asked for; pass the workdir."
+        )
       return cls(**artefact.load(path))
     from fcrn_jax.predictor import loading
 
@@ -240,8 +245,7 @@ class Predictor:
 
   def _is_large(self, image):
     """Whether it is tiled, or its pixels are too many for one program."""
-    longest = max(image.shape[:2]) * self.input_scale
-    tiled = 0 < self.views.tile < longest
+    tiled = inference.is_tiled(self._network_size(image), self.views)
     return tiled or math.prod(image.shape[:2]) > _LARGE
 
   def _one_batch(self, images, count):
@@ -275,11 +279,15 @@ class Predictor:
     multiple = Fraction(self.input_scale).limit_denominator(16).denominator
     return [-n % multiple for n in image.shape[:2]]
 
+  def _network_size(self, image):
+    """Height and width of its network image."""
+    size = np.add(image.shape[:2], self._margin(image)) * self.input_scale
+    return np.rint(size)
+
   def _padded_shape(self, image):
     """What its network image is padded to."""
-    size = np.add(image.shape[:2], self._margin(image)) * self.input_scale
     return inference.padded_shape(
-      np.rint(size), self._network_stride, self.views
+      self._network_size(image), self._network_stride, self.views
     )
 
   def _in_image_pixels(self, maps):

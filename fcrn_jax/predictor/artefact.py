@@ -137,7 +137,7 @@ def save_weights(
 
   The card is also in the file's metadata; models.load_pretrained reads it.
   """
-  from fcrn_jax import checkpoint
+  from fcrn_jax import checkpoint, files
   from fcrn_jax.models import pretrained
   from fcrn_jax.predictor import loading
 
@@ -151,12 +151,17 @@ def save_weights(
     model.box_unit,
   )
   scores = {
-    file.stem: checkpoint.read_json(file)
+    file.stem: files.read_json(file)
     for file in sorted(pathlib.Path(workdir).glob("eval_*.json"))
+  }
+  scores = {  # those that these weights have, without an oracle's help
+    name: values
+    for name, values in scores.items()
+    if values.get("checkpoint_step") == step and not values.get("oracle")
   }
   whole = {**card(network), "step": step, "scores": scores}
   pretrained.write(path, variables, conventions, whole)
-  checkpoint.write_json(pathlib.Path(path).with_suffix(".json"), whole)
+  files.write_json(pathlib.Path(path).with_suffix(".json"), whole)
 
 
 def card(network: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fcrn_jax import boxes as boxes_lib
 from fcrn_jax import instances, visualize
 from fcrn_jax.inference import Maps, bucket
 from fcrn_jax.instances import masks as masks_lib
-from fcrn_jax.predictor.result import Evidence, Result
+from fcrn_jax.predictor.result import Evidence, Result, layer_dtype
 from fcrn_jax.types import Array
 
 
@@ -176,39 +176,51 @@ def _result(found: Found, image, stride, categories) -> Result:
   )
   if found.hypotheses is None:
     return without_instances(semantic, confidence, image, categories)
-  hypotheses = found.hypotheses
-  labels = found.labels[:, :height, :width]
-  number = len(hypotheses.valid)
-  areas = np.bincount(labels.ravel() + 1, minlength=number + 1)[1:]
-  kept = np.flatnonzero(hypotheses.valid & (areas > 0))
-  table = np.zeros(number + 1, np.uint16 if number < 65535 else np.int32)
-  table[kept + 1] = np.arange(1, len(kept) + 1)
-  layers = table[labels + 1]
-  used = layers.any(axis=(1, 2))
-  used[0] = True
-  owners = hypotheses.owners
+  hypotheses, owners = found.hypotheses, found.hypotheses.owners
   if owners is not None:
-    owners = table.astype(np.int32)[owners + 1] - 1
     cells = [math.ceil(n / stride) for n in (height, width)]
     owners = owners[..., : cells[0], : cells[1]]
-  return Result(
+  labels = found.labels[:, :height, :width] + 1
+  number = len(hypotheses.valid)
+  areas = np.bincount(labels.ravel(), minlength=number + 1)
+  return with_instances(
     semantic,
     confidence,
-    layers[used],
-    hypotheses.classes[kept],
-    hypotheses.scores[kept],
-    hypotheses.boxes[kept],
+    labels.astype(layer_dtype(number)),
+    areas,
+    hypotheses._replace(owners=owners),
+    image,
+    categories,
+  )
+
+
+def with_instances(
+  semantic, confidence, layers, areas, hypotheses, image, categories
+) -> Result:
+  """The result of the valid hypotheses that got a pixel.
+
+  layers: k + 1 where a pixel belongs to hypothesis k, overwritten; areas: how
+  many pixels have 0, 1 ... there.
+  """
+  found = Result(
+    semantic,
+    confidence,
+    layers,
+    hypotheses.classes,
+    hypotheses.scores,
+    hypotheses.boxes,
     bool(hypotheses.truncated),
     categories,
     Evidence(
-      hypotheses.seeds[kept],
-      hypotheses.num_votes[kept],
-      hypotheses.spread[kept],
-      hypotheses.fill[kept],
-      owners,
+      hypotheses.seeds,
+      hypotheses.num_votes,
+      hypotheses.spread,
+      hypotheses.fill,
+      hypotheses.owners,
     ),
     image,
   )
+  return found.select(hypotheses.valid & (areas[1:] > 0), out=layers)
 
 
 def without_instances(semantic, confidence, image, categories) -> Result:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fcrn_jax import instances
 from fcrn_jax.inference import Maps
 from fcrn_jax.predictor import grouping
-from fcrn_jax.predictor.result import Evidence, Result
+from fcrn_jax.predictor.result import Result, layer_dtype
 from fcrn_jax.types import Array
 
 REGION = 1024  # pixels a side, about; ours
@@ -38,7 +38,7 @@ def group_large(
   There is room for options.max_instances in every 1024 x 1024 pixels, and for
   more where those were not enough.
   """
-  if options.masks == "full":
+  if maps.boxes is not None and options.masks == "full":
     raise ValueError(
       "options.masks is 'full', which votes with every pixel at once; an image"
       f" of {image.shape[:2]} pixels needs 'boxes', 'scores' or 'blocks'."
@@ -51,7 +51,7 @@ def group_large(
   semantic, confidence = np.zeros(size, np.uint8), np.zeros(size, np.float16)
   layers = np.zeros(
     (1 if found is None else options.num_masks, *size),
-    np.uint16 if number < 65535 else np.int32,
+    layer_dtype(number),
   )
   areas = np.zeros(number + 1, np.int64)
   regions = [*_regions(maps.probs.shape[:2], stride)]
@@ -69,7 +69,17 @@ def group_large(
       layers[:, *pixels] = labels
     semantic[pixels] = region.inner(painted.semantic, pixels)
     confidence[pixels] = region.inner(painted.confidence, pixels)
-  return _result(semantic, confidence, layers, areas, found, image, categories)
+  if found is None:
+    return grouping.without_instances(semantic, confidence, image, categories)
+  return grouping.with_instances(
+    semantic,
+    confidence,
+    layers,
+    areas,
+    found._replace(owners=None),
+    image,
+    categories,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,33 +206,3 @@ def _near(
 def _paint(maps, near, options, stride) -> grouping.Found:
   canvas = tuple(round(n * stride) for n in maps.probs.shape[:2])
   return grouping.paint(maps, near, options, stride, canvas)
-
-
-def _result(semantic, confidence, layers, areas, found, image, categories):
-  """The result without the hypotheses that got no pixel."""
-  if found is None:
-    return grouping.without_instances(semantic, confidence, image, categories)
-  kept = np.flatnonzero(found.valid & (areas[1:] > 0))
-  table = np.zeros(len(areas), layers.dtype)
-  table[kept + 1] = np.arange(1, len(kept) + 1)
-  for row in range(0, len(semantic), REGION):  # in pieces: less memory
-    window = layers[:, row : row + REGION]
-    window[:] = table[window]
-  used = [layer.any() or k == 0 for k, layer in enumerate(layers)]
-  return Result(
-    semantic,
-    confidence,
-    layers if all(used) else layers[used],
-    found.classes[kept],
-    found.scores[kept],
-    found.boxes[kept],
-    bool(found.truncated),
-    categories,
-    Evidence(
-      found.seeds[kept],
-      found.num_votes[kept],
-      found.spread[kept],
-      found.fill[kept],
-    ),
-    image,
-  )

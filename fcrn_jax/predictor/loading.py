@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from fcrn_jax import checkpoint, inference, instances, models
+from fcrn_jax import checkpoint, files, inference, instances, models
 from fcrn_jax.types import Array, Preprocessing
 
 PathLike = str | os.PathLike
@@ -33,7 +33,7 @@ def create_model(config: ConfigDict) -> models.FCRN:
       f"config.model.heads is {heads}; expected 'semantic', 'boxes' or both,"
       " such as '(\"semantic\",)'."
     )
-  if config.model.dtype not in ("float32", "bfloat16", "float16"):
+  if config.model.dtype not in ("float32", "bfloat16"):
     raise ValueError(
       f"config.model.dtype is {config.model.dtype!r}; expected 'float32' or"
       " 'bfloat16'."
@@ -208,5 +208,5 @@ def instance_options(
 ) -> instances.Options:
   """The config's settings with those that experiments.tune found."""
   path = pathlib.Path(workdir) / "thresholds.json"
-  tuned = checkpoint.read_json(path)["instances"] if path.is_file() else {}
+  tuned = files.read_json(path)["instances"] if path.is_file() else {}
   return fill(instances.Options, config.instances, tuned)

@@ -16,6 +16,12 @@ from fcrn_jax.files import replacing
 from fcrn_jax.types import Array
 
 _OVERLAY_SIDE = 4096  # larger overlays are saved reduced
+_ROWS = 1024  # that are renumbered at a time, for less memory
+
+
+def layer_dtype(number: int) -> type:
+  """What holds 0 ... number of a label map in the least memory."""
+  return np.uint16 if number < 65536 else np.int32
 
 
 class Evidence(NamedTuple):
@@ -25,7 +31,7 @@ class Evidence(NamedTuple):
   num_votes: Int[Array, "m"]  # cells that voted for the same box
   spread: Float[Array, "m"]  # RMS distance of their box centres, pixels
   fill: Float[Array, "m"]  # area of the votes / area of the box
-  # owners[k, r]: the instance of the paper's k-th mask that owns each cell's
+  # owners[level, r]: the instance of that nested mask that owns each cell's
   # r-th best category, -1 = none; only if asked for
   owners: Int[Array, "k r h w"] | None = None
 
@@ -98,6 +104,38 @@ class Result:
     window = self.layers[(slice(None), *self._bounds[k])]
     return (window == k + 1).any(axis=0)
 
+  def select(
+    self,
+    keep: Bool[np.ndarray, "m"],
+    out: Integer[np.ndarray, "r H W"] | None = None,
+  ) -> "Result":
+    """The instances where `keep` is true, such as result.scores > 0.5.
+
+    out: where the new layers are written; may be the old ones.
+    """
+    kept = np.flatnonzero(keep)
+    table = np.zeros(len(keep) + 1, self.layers.dtype)
+    table[kept + 1] = np.arange(1, len(kept) + 1)
+    layers = np.empty_like(self.layers) if out is None else out
+    for row in range(0, layers.shape[1], _ROWS):
+      rows = np.s_[:, row : row + _ROWS]
+      layers[rows] = table[self.layers[rows]]
+    used = [k == 0 or layer.any() for k, layer in enumerate(layers)]
+    evidence = self.evidence
+    if evidence is not None:
+      owners = evidence.owners
+      if owners is not None:
+        owners = table.astype(np.int32)[owners + 1] - 1
+      evidence = Evidence(*(x[kept] for x in evidence[:-1]), owners)
+    return dataclasses.replace(
+      self,
+      layers=layers if all(used) else layers[used],
+      classes=self.classes[kept],
+      scores=self.scores[kept],
+      boxes=self.boxes[kept],
+      evidence=evidence,
+    )
+
   @functools.cached_property
   def _bounds(self) -> list[tuple[slice, slice]]:
     """Rows and columns that each instance's pixels span."""
@@ -109,11 +147,16 @@ class Result:
         bounds[k] = found if bounds[k] is None else _hull(bounds[k], found)
     return [(slice(0, 0),) * 2 if b is None else b for b in bounds]
 
-  def overlay(self, image: UInt8[Array, "..."]) -> UInt8[np.ndarray, "H W 3"]:
-    """The image with its instances (or categories, without any) in colour."""
+  def overlay(
+    self, image: UInt8[Array, "..."] | None = None
+  ) -> UInt8[np.ndarray, "H W 3"]:
+    """The image with its instances (or categories, without any) in colour.
+
+    image: by default the one that the prediction was made for.
+    """
     from fcrn_jax import visualize
 
-    return visualize.overlay(image, self)
+    return visualize.overlay(self.image if image is None else image, self)
 
   def save(self, directory: str | os.PathLike, stem: str) -> list[pathlib.Path]:
     """Writes <stem>_semantic.png, _instances.png and _overlay.png.
@@ -206,7 +249,7 @@ def run_lengths(
   # Where a run reaches the bottom and the next starts at the top, they join.
   joined = np.flatnonzero(edges[1:] == edges[:-1])
   edges = np.delete(edges, np.concatenate([joined, joined + 1]))
-  if edges[-1:] != height * width:
+  if not edges.size or edges[-1] != height * width:
     edges = np.append(edges, height * width)
   return np.diff(edges, prepend=0)
 

@@ -1,5 +1,6 @@
 """The training loop, to be read from top to bottom."""
 
+import contextlib
 import os
 import pathlib
 import time
@@ -45,7 +46,7 @@ def train_and_evaluate(
     ValueError: bad settings or data, or a workdir of another network.
     FloatingPointError: the loss is no longer finite.
   """
-  workdir = pathlib.Path(workdir)
+  workdir, config = pathlib.Path(workdir), config.copy_and_resolve_references()
   metrics.InstanceEvaluator(2, config.protocol)  # refuses an unknown one
   scored = "semantic" in config.model.heads
   if (train_data is None) != (val_data is None):
@@ -78,9 +79,15 @@ def train_and_evaluate(
     protocol=config.protocol,
     workdir=workdir,
     max_images=config.eval_images,
+    train_sets=[train_data],
+    on_error=config.data.on_error,
   )
   if jax.process_index() == 0:
-    examples = [val_data[i] for i in range(min(_NUM_SAMPLES, len(val_data)))]
+    examples = [
+      evaluation.read(val_data, index, config.data.on_error)
+      for index in range(min(_NUM_SAMPLES, len(val_data)))
+    ]
+    examples = [example for example in examples if example is not None]
     evaluation.draw(predictor, examples, workdir / "samples")
     print(evaluation.table(scores))
     print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
@@ -103,7 +110,7 @@ def train(
   train_data, val_data: as of train_and_evaluate; the latter is only looked at
     where config.eval_every asks for scores on the way.
   """
-  workdir = pathlib.Path(workdir)
+  workdir, config = pathlib.Path(workdir), config.copy_and_resolve_references()
   main_process = jax.process_index() == 0
   if train_data is None:
     train_data = load_split(config, "train")
@@ -197,7 +204,8 @@ def train(
     disable=not main_process,
     mininterval=1.0,
   )
-  with progress:
+  # Closing waits for a checkpoint that is being saved, also after an error.
+  with progress, contextlib.closing(checkpointer):
     for now in range(start + 1, config.num_steps + 1):
       if start < num_coarse == now - 1:
         train_step = train_step_of(1)
@@ -226,12 +234,11 @@ def train(
         checkpointer.save(now, parallel.replicate(state), batches.get_state())
       if evaluates:
         checkpointer.wait()
-        writer.write(now, _validate(config, workdir, val_data))
+        writer.write(now, _validate(config, workdir, train_data, val_data))
       # Logging, saving and evaluating are not training's time.
       clock += time.perf_counter() - pause
       if last:
         break
-  checkpointer.close()
   if main_process and (workdir / "metrics.jsonl").is_file():
     visualize.save_curves(workdir / "metrics.jsonl", workdir / "curves.png")
   return state
@@ -308,12 +315,17 @@ def _add(a, b):
   return jax.tree.map(jnp.add, a, b)
 
 
-def _validate(config, workdir, val_data):
+def _validate(config, workdir, train_data, val_data):
   """A few scores of the validation split, for metrics.jsonl."""
   if val_data is None:
     val_data = load_split(config, "val")
   scores = evaluation.evaluate(
-    Predictor.load(workdir), val_data, protocol=config.protocol
+    Predictor.load(workdir),
+    val_data,
+    protocol=config.protocol,
+    max_images=config.eval_images,
+    train_sets=[train_data],
+    on_error=config.data.on_error,
   )
   return {
     f"val_{name}": value

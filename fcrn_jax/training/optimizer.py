@@ -7,20 +7,24 @@ import optax
 def schedule(
   name: str, lr: float, num_steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-  """Learning rate by step: `linear` or `cosine` decay to 0, or `constant`.
+  """Learning rate by step: decay to 0, or `constant`.
 
-  The rate rises linearly over the first `warmup_steps`.
+  Decay is `linear`, `cosine`, or `poly` (DeepLab's, of power 0.9). The rate
+  rises linearly over the first `warmup_steps`.
   """
   decay_steps = max(num_steps - warmup_steps, 1)
   if name == "linear":
     decay = optax.linear_schedule(lr, 0.0, decay_steps)
   elif name == "cosine":
     decay = optax.cosine_decay_schedule(lr, decay_steps)
+  elif name == "poly":
+    decay = optax.polynomial_schedule(lr, 0.0, 0.9, decay_steps)
   elif name == "constant":
     decay = optax.constant_schedule(lr)
   else:
     raise ValueError(
-      f"schedule is {name!r}; expected 'linear', 'cosine' or 'constant'."
+      f"schedule is {name!r}; expected 'linear', 'poly', 'cosine' or"
+      " 'constant'."
     )
   if not warmup_steps:
     return decay

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from fcrn_jax.files import replacing
+from fcrn_jax.files import read_lines, replacing
 
 
 class MetricsWriter:
@@ -21,7 +21,7 @@ class MetricsWriter:
     self._enabled = enabled
     if not enabled or not self._path.exists():
       return
-    kept = [row for row in read(self._path) if row["step"] <= step]
+    kept = [row for row in read_lines(self._path) if row["step"] <= step]
     with replacing(self._path) as temporary:
       temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
@@ -35,14 +35,3 @@ class MetricsWriter:
       row[name] = round(value, 7) if math.isfinite(value) else None
     with self._path.open("a") as file:
       file.write(json.dumps(row) + "\n")
-
-
-def read(path: str | os.PathLike) -> list[dict]:
-  """Rows of a metrics.jsonl; a half-written last line is left out."""
-  rows = []
-  for line in pathlib.Path(path).read_text().splitlines():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return rows

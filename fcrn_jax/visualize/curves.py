@@ -1,12 +1,10 @@
 """Training curves from metrics.jsonl."""
 
-import json
 import os
-import pathlib
 
 import numpy as np
 
-from fcrn_jax.files import replacing
+from fcrn_jax.files import read_lines, replacing
 
 
 def save_curves(
@@ -15,12 +13,7 @@ def save_curves(
   """Draws a metrics.jsonl as curves over the steps, into a PNG."""
   from matplotlib.figure import Figure
 
-  rows = []
-  for text in pathlib.Path(metrics_path).read_text().splitlines():
-    try:
-      rows.append(json.loads(text))
-    except json.JSONDecodeError:
-      break  # a last line that was cut short
+  rows = read_lines(metrics_path)
   groups: dict[str, list[str]] = {}
   for name in dict.fromkeys(name for row in rows for name in row):
     if name != "step":
