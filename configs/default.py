@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
   config.optim.momentum = 0.9  # [A]
   config.optim.weight_decay = 5e-4  # [A]
   config.optim.clip_norm = 0.0
+  config.accumulate = 1  # parts of a batch, one after the other: less memory
   config.ema = 0.0  # decay of the average of weights; 0: none
 
   config.loss = ConfigDict()
@@ -116,7 +117,8 @@ def get_config() -> ConfigDict:
   config.instances.masks = "boxes"
   config.instances.seeds = "scores"
   config.protocol = "sds"  # [P]
-  config.eval_images = 0  # images of the last evaluation; 0: all
+  config.allow_leak = False  # validate on training images, marked as such
+  config.eval_images = 0  # of an evaluation while training; 0: all
   return config.lock()
 
 

@@ -88,7 +88,9 @@ def hardware() -> str:
     name = lines[0].split(":")[1].strip()
   except (OSError, IndexError):
     pass
-  return f"{name}, {len(os.sched_getaffinity(0))} cores"
+  if hasattr(os, "sched_getaffinity"):
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+  return f"{name}, {os.cpu_count()} cores"
 
 
 def versions() -> dict[str, str]:

@@ -14,13 +14,13 @@ import collections
 import dataclasses
 import glob
 import pathlib
+import re
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from experiments import command, networks
 
@@ -42,7 +42,6 @@ _EXPLAIN = flags.DEFINE_bool(
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
 _LARGE = 2**26  # bytes from which on a TIFF is read piece by piece
 _PLAIN = (1, 2)  # photometric interpretation: 0 is black, or RGB
-_MAX_PIXELS = 2**30  # of a file; PIL's default is for pictures from strangers
 
 
 def main():
@@ -50,7 +49,6 @@ def main():
   from experiments import common
 
   common.start()
-  Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
   files = find_images(_IMAGES.value)
   output = pathlib.Path(_OUTPUT.value)
   if any(path.parent.resolve() == output.resolve() for path in files.values()):
@@ -99,8 +97,12 @@ def find_images(pattern: str) -> dict[str, pathlib.Path]:
 
 
 def image_ids(stems: Iterable[str]) -> dict[str, int | str]:
-  """COCO's image_id by stem: its number, but if two have the same, the stem."""
-  numbers = {stem: int(stem) for stem in stems if stem.isdecimal()}
+  """COCO's image_id by stem: its number, but if two have the same, the stem.
+
+  COCO_val2014_000000000042, as COCO names files of 2014, has the number 42.
+  """
+  found = {s: re.fullmatch(r"(?:COCO_\w+_)?(\d+)", s) for s in stems}
+  numbers = {stem: int(match[1]) for stem, match in found.items() if match}
   counts = collections.Counter(numbers.values())
   return {
     stem: numbers[stem] if counts[numbers.get(stem)] == 1 else stem

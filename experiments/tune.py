@@ -50,7 +50,13 @@ def main():
   workdir, predictor = networks.workdir(), networks.load()
   config = checkpoint.read_config(workdir)
   dataset = common.load_split(config, _SPLIT.value, _DATA.value)
-  found = search(predictor, dataset, _METRIC.value, _MAX_IMAGES.value)
+  found = search(
+    predictor,
+    dataset,
+    _METRIC.value,
+    _MAX_IMAGES.value,
+    config.data.get("on_error", "raise"),
+  )
   path = pathlib.Path(workdir) / "thresholds.json"
   files.write_json(path, found)
   print(
@@ -59,8 +65,12 @@ def main():
   )
 
 
-def search(predictor, dataset, metric: str, max_images: int) -> dict:
+def search(
+  predictor, dataset, metric: str, max_images: int, on_error: str = "raise"
+) -> dict:
   """The best settings found, with the scores before and after.
+
+  on_error: see evaluation.evaluate.
 
   Raises:
     ValueError: no instances in the data, or no such score.
@@ -80,14 +90,15 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
   number = min(len(dataset), max_images or len(dataset))
   kept = []
   for index in tqdm(range(number), desc="network", unit="image"):
-    example = dataset[index]
-    kept.append((example, predictor.maps(example["image"])))
+    example = evaluation.read(dataset, index, on_error)
+    if example is not None:
+      kept.append((example, predictor.maps(example["image"])))
   best = predictor.options
   void = evaluation.counts_void(dataset)
   value = before = score(predictor, kept, best, metric, protocol, void)
   if math.isnan(value):
     raise ValueError(
-      f"{metric} is not defined on these {number} images; take more of them"
+      f"{metric} is not defined on these {len(kept)} images; take more of them"
       " (--max_images) or another --metric."
     )
   bar = tqdm(total=2 * sum(map(len, GRID.values())), desc="search", unit="try")
@@ -111,7 +122,7 @@ def search(predictor, dataset, metric: str, max_images: int) -> dict:
     "after": value,
     "data": dataset.name,
     "split": dataset.split,
-    "num_images": number,
+    "num_images": len(kept),
     "checkpoint_step": predictor.step,
     "views": str(predictor.views),
     "date": datetime.date.today().isoformat(),

@@ -82,16 +82,15 @@ class Scores:
     scores = _flat(found, "iou", names)
     if self.ours is None:
       return scores
-    matching = self.ours.protocol == "matching"
     for prefix, evaluator in (
       ("", self.ours), ("components_", self.components)
     ):  # fmt: skip
-      ranked = evaluator.result("sds" if matching else self.ours.protocol)
-      per_class = [name for name in ranked if name.endswith("_per_class")]
-      for name in per_class:
-        ranked = _flat(ranked, name, names[1:])
-      ranked |= evaluator.result("matching")
-      scores |= {prefix + name: value for name, value in ranked.items()}
+      found = {}
+      for protocol in dict.fromkeys(("sds", self.ours.protocol, "matching")):
+        found |= evaluator.result(protocol)
+      for name in [name for name in found if name.endswith("_per_class")]:
+        found = _flat(found, name, names[1:])
+      scores |= {prefix + name: value for name, value in found.items()}
     return scores
 
 
@@ -131,9 +130,10 @@ def evaluate(
 
   Category maps by the rules of the data set's benchmark (VOC, Cityscapes,
   else a mean over the classes there are), instances by `protocol` ("sds",
-  "mnc", "coco" or "matching") and by matching. Void pixels count nowhere, but
-  in SBD's instances, whose published protocol knows none. Every process takes
-  its share of the images and returns the scores of all.
+  "mnc", "coco" or "matching"), by sds and by matching. Instances do not
+  overlap in a data set: of COCO's, the smaller one is whole. Void pixels count
+  nowhere, but in SBD's instances, whose published protocol knows none. Every
+  process takes its share of the images and returns the scores of all.
 
   Args:
     predictor: see Predictor.load.

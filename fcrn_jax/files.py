@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,14 +13,15 @@ from typing import Any
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """A path to write to, which becomes `path` unless an error is raised."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(os.path.realpath(path))  # a link stays one
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
   except (FileExistsError, NotADirectoryError):
     raise ValueError(
       f"{path} cannot be written, {path.parent} is no folder; name another."
     ) from None
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  # A name may be as long as the disk allows.
+  temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
   try:
     yield temporary
     os.replace(temporary, path)

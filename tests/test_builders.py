@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fcrn_jax import data
+from fcrn_jax.data import check
 from fcrn_jax.data.builders import (
   archives,
   cityscapes,
@@ -368,7 +369,7 @@ def test_coco_hidden_instances_images_without_any_and_order(tmp_path):
 
 
 def test_coco_errors_name_the_file_and_the_fix(tmp_path):
-  file = write_coco(tmp_path, [annotation(1, [[0, 0, 1, 1]])])
+  file = write_coco(tmp_path, [annotation(1, [[0, 0, 1, 1, 2]])])
   with pytest.raises(ValueError, match="1 images; the official list 5,000"):
     data.load("coco", "val", tmp_path)
   with pytest.raises(ValueError, match="annotation of 000000000001 is broken"):
@@ -382,7 +383,11 @@ def test_coco_errors_name_the_file_and_the_fix(tmp_path):
   with pytest.raises(ValueError, match="no json file of split 'mine'"):
     data.load("coco", "mine", tmp_path)
   content = json.loads(file.read_text())
-  content["annotations"][0]["image_id"] = 7
+  content["annotations"][0]["category_id"] = 7
+  file.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match="category 7, which the file does not"):
+    data.load("coco", "val", tmp_path, PARTIAL)
+  content["annotations"][0] |= {"category_id": 1, "image_id": 7}
   file.write_text(json.dumps(content))
   with pytest.raises(ValueError, match="image 7, which the file does not list"):
     data.load("coco", "val", tmp_path, PARTIAL)
@@ -398,6 +403,41 @@ def test_coco_errors_name_the_file_and_the_fix(tmp_path):
   file.write_text('{"images": [')
   with pytest.raises(ValueError, match="is no readable json"):
     data.load("coco", "val", tmp_path, PARTIAL)
+
+
+def test_coco_polygons_of_two_points_cover_nothing(tmp_path):
+  square = [2, 2, 5, 2, 5, 5, 2, 5]
+  line = [[0, 0, 9, 9]]
+  write_coco(tmp_path, [annotation(1, [square, *line]), annotation(18, line)])
+  example = data.load("coco", "val", tmp_path, PARTIAL)[0]
+  assert example["classes"].tolist() == [1]
+  assert (example["instances"] == 1).sum() == 9
+
+
+def test_a_split_and_the_year_that_its_file_adds(tmp_path):
+  write_coco(tmp_path, [], split="minitrain2017")
+  assert len(data.load("coco", "minitrain", tmp_path)) == 1
+
+
+def test_coco_splits_of_equal_names_in_folders_of_their_own(tmp_path):
+  """As Roboflow writes them: the json lies beside the split's images."""
+  for split, category in (("train", 1), ("valid", 18)):
+    square = [[2, 2, 5, 2, 5, 5, 2, 5]]
+    file = write_coco(tmp_path / split, [annotation(category, square)])
+    file.rename(tmp_path / split / coco.ROBOFLOW)
+    for image in (tmp_path / split / "images").iterdir():
+      image.rename(tmp_path / split / image.name)
+  assert check.guess_name(tmp_path) == "coco"
+  splits, problems = check.open_splits("coco", tmp_path)
+  assert list(splits) == ["train", "valid"] and not problems
+  classes = [dataset[0]["classes"].tolist() for dataset in splits.values()]
+  assert classes == [[1], [2]]
+  # One name for two images: neither a leak nor looked at only once.
+  assert splits["train"].ids == splits["valid"].ids
+  stamp = check.refuse_leak(splits["train"], splits["valid"])
+  assert stamp["leaked_images"] == 0
+  report = check.examine(splits)
+  assert [set(report.images[s][0].pixels) for s in splits] == [{0, 1}, {0, 2}]
 
 
 def test_coco_from_archives(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import os
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -409,3 +410,76 @@ def test_a_pixel_that_is_no_number_does_not_blacken_the_image():
   gray[3, 4] = np.nan
   image = folder.load_image(encode(gray, "TIFF"))
   assert image.min() == 0 and image.max() == 255 and image[3, 4, 0] == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_colour_is_stretched_over_all_channels(tmp_path, suffix):
+  """A camera's 12 bits: Pillow alone would leave the upper four of them."""
+  rng = np.random.default_rng(0)
+  deep = rng.integers(0, 4096, (40, 50, 3), dtype=np.uint16)
+  deep[..., 2] //= 2
+  path = tmp_path / f"image.{suffix}"
+  cv2.imwrite(str(path), deep[..., ::-1])
+  image = folder.load_image(path)
+  low, high = np.percentile(deep, (0.1, 99.9))
+  expected = np.clip((deep - low) * 255 / (high - low), 0, 255)
+  np.testing.assert_allclose(image, expected, atol=0.51)
+  file = io.BytesIO(path.read_bytes())
+  np.testing.assert_array_equal(folder.load_image(file), image)
+
+
+def test_a_stack_is_refused_and_a_pyramid_is_not(tmp_path):
+  first = Image.fromarray(np.zeros((8, 8), np.uint8))
+  for name, second in (("stack", first), ("pyramid", first.resize((4, 4)))):
+    path = tmp_path / f"{name}.tif"
+    first.save(path, save_all=True, append_images=[second])
+    if name == "pyramid":
+      assert folder.load_image(path).shape == (8, 8, 3)
+    else:
+      with pytest.raises(ValueError, match=r"stack\.tif .*holds 2 pictures"):
+        folder.load_image(path)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_maps_of_few_bits_hold_ids(tmp_path, bits):
+  """A row of four pixels 0, 1, 2, 3 of a gray PNG of 2 or 4 bits."""
+  row = {2: b"\x1b", 4: b"\x01\x23"}[bits]
+
+  def chunk(kind, content):
+    check = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(
+      ">I", check
+    )  # fmt: skip
+
+  path = tmp_path / "map.png"
+  path.write_bytes(
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0))
+    + chunk(b"IDAT", zlib.compress(b"\0" + row))
+    + chunk(b"IEND", b"")
+  )
+  assert folder.load_map(path).tolist() == [[0, 1, 2, 3]]
+
+
+def test_lists_of_other_programs(tmp_path):
+  root = make(tmp_path / "data")
+  names = root / "ImageSets" / "Segmentation" / "train.txt"
+  # macOS takes letters apart in names of files.
+  for part in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
+    (file,) = (root / part).glob("im0.*")
+    file.rename(file.with_name("o\u0308" + file.suffix))
+  names.write_text("\u00f6\r\nim1\r\n", "utf-8")
+  assert load(root).ids == ["\u00f6", "im1"]
+  assert load(root)[0]["image"].shape == (6, 8, 3)
+  names.rename(names.with_suffix(".TXT"))
+  assert load(root).ids == ["\u00f6", "im1"]
+  names.with_suffix(".TXT").write_bytes("\u00f6".encode("latin-1"))
+  with pytest.raises(ValueError, match=r"train\.TXT is not in UTF-8"):
+    load(root)
+
+
+def test_labels_of_one_name_are_refused(tmp_path):
+  root = make(tmp_path / "data")
+  (root / "labels.txt").write_text("other\ncat\nother\n")
+  with pytest.raises(ValueError, match="two labels of one name"):
+    load(root)

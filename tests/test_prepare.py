@@ -1,5 +1,7 @@
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fcrn_jax import data
-from fcrn_jax.data import pipeline
+from fcrn_jax.data import check, pipeline
 from fcrn_jax.data.builders import records, shards
 from tests.builder_fixtures import (
   OBJECTS,
@@ -211,10 +213,13 @@ def test_bad_images_stop_the_run_or_are_left_out(
     files[k].write_bytes(files[k].read_bytes()[:300])
   with pytest.raises(ValueError, match=r"train0\.jpg cannot be read"):
     shards.prepare({"train": load(root)}, out)
-  # The first shard holds train0 alone, the others two each.
-  with pytest.raises(ValueError, match=r"train0 \.\.\. train0 .* can be read"):
-    shards.prepare({"train": load(root)}, out, on_error="skip")
+  # The first shard would hold train0 alone, the others hold two each.
+  shards.prepare({"train": load(root)}, out, on_error="skip")
+  expected = ["train1", "train2", "train4"]
+  assert load(out).ids == expected
+  assert [load(out)[k]["id"] for k in range(3)] == expected
   files[0].write_bytes(whole)
+  shutil.rmtree(out)
   expected = ["train0", "train1", "train2", "train4"]
   shards.prepare({"train": load(root)}, out, on_error="skip")
   assert "skipped 1 of 5 images" in caplog.text
@@ -344,3 +349,30 @@ def test_prepared_data_are_of_one_name(tmp_path):
   shards.prepare({"train": load(root)}, out)
   with pytest.raises(ValueError, match="holds 'folder', prepared, and not"):
     data.load("cityscapes", "train", out)
+
+
+def test_nothing_that_can_be_read_is_an_error(tmp_path):
+  root = write_folder(tmp_path / "in", 2)
+  for file in (root / "JPEGImages").iterdir():
+    file.write_bytes(b"")
+  with pytest.raises(ValueError, match=r"none of the 2 images of .* can be"):
+    shards.prepare({"train": load(root)}, tmp_path / "out", on_error="skip")
+
+
+def test_prepared_data_know_their_categories(tmp_path):
+  write_coco(tmp_path / "in", [])
+  dataset = data.load("coco", "val", tmp_path / "in", {"partial": True})
+  shards.prepare({"val": dataset}, tmp_path / "out")
+  assert len(data.load("coco", "val", tmp_path / "out")) == 1
+  with pytest.raises(ValueError, match="other categories than VOC's"):
+    data.load("coco", "val", tmp_path / "out", {"categories": "voc"})
+
+
+def test_prepared_data_know_their_source_from_anywhere(tmp_path, monkeypatch):
+  write_folder(tmp_path / "in", 2)
+  monkeypatch.chdir(tmp_path)
+  shards.prepare({"train": load(pathlib.Path("in"))}, tmp_path / "out")
+  monkeypatch.chdir("/")
+  with pytest.raises(ValueError, match="2 of the 2 images"):
+    check.refuse_leak(load(tmp_path / "out"), load(tmp_path / "in"))
+  shards.prepare({"train": load(tmp_path / "in")}, tmp_path / "out")

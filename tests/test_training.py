@@ -43,7 +43,7 @@ def random_batch(size=8):
   }
 
 
-def run_steps(driver, scope="crop", num_steps=3, ema=0.9):
+def run_steps(driver, scope="crop", num_steps=3, ema=0.9, parts=1):
   model = Pixelwise()
   tx = optimizer.create(
     "sgd",
@@ -56,7 +56,7 @@ def run_steps(driver, scope="crop", num_steps=3, ema=0.9):
   )
   options = step.LossOptions(k=7, box_k=7, scope=scope)
   train_step = driver(
-    step.make_train_step(model, tx, options, Preprocessing(), ema)
+    step.make_train_step(model, tx, options, Preprocessing(), ema, parts=parts)
   )
   batch = parallel.split_batch(random_batch(), DEVICES)
   for _ in range(num_steps):
@@ -94,6 +94,19 @@ def test_four_devices_equal_one_with_the_whole_batch():
   assert_trees_close(state.params, expected.params, rtol=1e-5, atol=1e-6)
   assert_trees_close(state.ema, expected.ema, rtol=1e-5, atol=1e-6)
   assert_trees_close(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
+
+
+def test_parts_of_a_batch_equal_the_whole():
+  whole = run_steps(parallel.pmap_step)
+  by_parts = run_steps(parallel.pmap_step, parts=2)
+  assert_trees_close(whole, by_parts, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_that_a_batch_does_not_have_are_refused(tmp_path):
+  sound = tiny_config(num_steps=1, batch_size=8, accumulate=2)
+  assert loop.train(sound, tmp_path / "a").step == 1
+  with pytest.raises(ValueError, match="accumulate is 3; expected a number"):
+    loop.train(tiny_config(accumulate=3), tmp_path / "b")
 
 
 def test_step_decays_kernels_and_averages_weights():
@@ -216,7 +229,7 @@ def test_continued_run_ends_bit_identical(
   )
   make, seen = step.make_train_step, []
   monkeypatch.setattr(
-    step, "make_train_step", lambda *a: seen.append(a[-1]) or make(*a)
+    step, "make_train_step", lambda *a, **k: seen.append(a[-1]) or make(*a, **k)
   )
   whole = loop.train(config, tmp_path / "whole")
   # The checkpoint of step 3 is between two of the log (2, 4); stop after 5.
@@ -315,8 +328,8 @@ def test_what_is_being_saved_is_saved_when_a_run_ends_in_an_error(
 
 
 def test_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-  norm = optax.global_norm
-  monkeypatch.setattr(step.optax, "global_norm", lambda g: norm(g) * jnp.inf)
+  norm = optax.tree.norm
+  monkeypatch.setattr(step.optax.tree, "norm", lambda g: norm(g) * jnp.inf)
   with pytest.raises(FloatingPointError, match="the gradient_norm is inf"):
     loop.train(tiny_config(), tmp_path)
 

@@ -37,8 +37,8 @@ def load(
   `path` is the data's directory ("shapes" needs none): as it was published,
   or as experiments.prepare_data or a tfds builder wrote it. `options` are
   fields of the Options in the module of that name; prepared data have theirs
-  from when they were prepared, and look at none here. ValueError for an unknown
-  name or field and for data that cannot be read.
+  from when they were prepared. ValueError for an unknown name or field and for
+  data that cannot be read.
   """
   options = dict(options or {})
   if name == "shapes":
@@ -55,6 +55,12 @@ def load(
     if name not in ("folder", dataset.name):
       raise ValueError(
         f"{path} holds {dataset.name!r}, prepared, and not {name!r}."
+      )
+    of_voc = dataset.categories == folder.VOC_LABELS[1:]
+    if options.get("categories") == "voc" and not of_voc:
+      raise ValueError(
+        f"{path} was prepared with other categories than VOC's; prepare it"
+        " again with --categories=voc."
       )
     return dataset
   if name == "folder":

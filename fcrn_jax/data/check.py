@@ -16,7 +16,12 @@ from tqdm import tqdm
 
 from fcrn_jax import data
 from fcrn_jax.data import builders, folder
-from fcrn_jax.data.builders import cityscapes, pascal_context, voc2012_sbd
+from fcrn_jax.data.builders import (
+  cityscapes,
+  coco,
+  pascal_context,
+  voc2012_sbd,
+)
 from fcrn_jax.data.inspection import Inspection, Problem, inspect
 from fcrn_jax.types import IGNORE, palette
 
@@ -126,8 +131,8 @@ def refuse_leak(train: Any, test: Any, allow: bool = False) -> dict[str, Any]:
       f"{test.split!r} are in {train.name} {train.split!r}, which the network "
       f"was trained on (such as {shared[0]}): its scores there mean nothing. "
       "Test on a split it has not seen, or train on another; "
-      "experiments.evaluate --allow_leak tests all the same and marks the "
-      "results."
+      "experiments.evaluate --allow_leak (in training, config.allow_leak) "
+      "tests all the same and marks the results."
     )
   return {
     "train_split": train.split,
@@ -142,14 +147,18 @@ def _source(dataset: Any) -> Any:
   family = _GLOBAL_IDS.get(dataset.name, dataset.name)
   if family == "voc" or dataset.name == "cityscapes":
     return family
-  path = getattr(dataset, "source", dataset.path)  # of prepared data
+  path = getattr(dataset, "source", None) or dataset.path
   return family, None if path is None else os.path.realpath(path)
 
 
 def guess_name(path: Any) -> str:
   """The data set's name for data.load, from what lies at `path`."""
   path = pathlib.Path(path).expanduser()
-  if path.suffix == ".json" or (path / "annotations").is_dir():
+  if (
+    path.suffix == ".json"
+    or (path / "annotations").is_dir()
+    or _roboflow_splits(path)
+  ):
     return "coco"
   if builders.is_prepared(path) or (path / "ImageSets").is_dir():
     return "folder"
@@ -160,6 +169,10 @@ def guess_name(path: Any) -> str:
     "json or folder with annotations, no prepared data; name the data set "
     "(--name=voc2012_sbd)."
   )
+
+
+def _roboflow_splits(path: pathlib.Path) -> list[str]:
+  return sorted(file.parent.name for file in path.glob(f"*/{coco.ROBOFLOW}"))
 
 
 def splits_of(name: str, path: Any) -> list[str]:
@@ -176,6 +189,7 @@ def splits_of(name: str, path: Any) -> list[str]:
     if path.is_file():
       return [path.stem.removeprefix("instances_")]
     names = sorted(f.stem for f in (path / "annotations").glob("*.json"))
+    names = names or _roboflow_splits(path)
     return [
       n.removeprefix("instances_") for n in names
       if n.startswith("instances_")
@@ -226,7 +240,8 @@ def examine(
   for split, dataset in datasets.items():
     # VOC and SBD label the same image differently.
     labels = split if dataset.name == "voc2012_sbd" else ""
-    images[split] = [(labels, key) for key in dataset.ids]
+    source = labels, _source(dataset)
+    images[split] = [(source, key) for key in dataset.ids]
     for index, job in enumerate(images[split]):
       jobs.setdefault(job, (dataset, index))
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -291,6 +306,8 @@ def _compare(report: Report) -> list[Problem]:
   names = list(lists)
   for i, one in enumerate(names):
     for other in names[i + 1 :]:
+      if _source(report.datasets[one]) != _source(report.datasets[other]):
+        continue
       problems += _shared_ids(one, other, lists, official)
   same, where = collections.defaultdict(dict), collections.defaultdict(set)
   for split, images in report.images.items():

@@ -1,6 +1,6 @@
 """A folder in VOC layout: own data without code.
 
-    JPEGImages/<id>.jpg|png|tif...         8-bit gray, RGB, RGBA; 16-bit gray
+    JPEGImages/<id>.jpg|png|tif...         8- or 16-bit gray, RGB, RGBA
     SegmentationClass/<id>.png             palette or gray; 255 is void
     SegmentationObject/<id>.png            optional; 0 none, k instance k
     ImageSets/Segmentation/<split>.txt     one id a line
@@ -16,10 +16,12 @@ import logging
 import os
 import pathlib
 import struct
+import unicodedata
 import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 from PIL import Image, ImageOps
@@ -34,6 +36,8 @@ VOC_LABELS = (
   "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 _GRAY = ("P", "L", "1", "I;16", "I;16B", "I")
+# Gray of few bits is spread over 0 ... 255 by Pillow.
+_SPREAD = {"L;2": 85, "L;4": 17}
 _UNREADABLE = (
   OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
 )  # fmt: skip
@@ -140,16 +144,53 @@ def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
   """RGB image from a path or an open binary file.
 
   EXIF orientation is applied, gray repeated, alpha dropped. More than 8 bits
-  (16-bit gray, float) are stretched so that the 0.1 and 99.9 percentiles of
-  the image become 0 and 255 (ours). ValueError names a file that is missing,
-  unreadable, truncated or too large.
+  (16-bit, float) are stretched so that the 0.1 and 99.9 percentiles of the
+  image become 0 and 255 (ours). ValueError names a file that is missing,
+  unreadable, truncated, too large or a stack of pictures.
   """
   with naming(file):
     image = Image.open(file)
+    if is_deep(image):  # of which Pillow reads the upper bytes alone
+      return _stretch(_read_deep(file))
+    if image.format == "TIFF" and _is_stack(image):
+      raise ValueError(
+        f"it holds {image.n_frames} pictures; save each by itself"
+      )
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I;16", "I;16B", "I", "F"):
       return np.repeat(_stretch(np.asarray(image))[..., None], 3, axis=-1)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def is_deep(image: Image.Image) -> bool:
+  """Whether an opened image has several channels of 16 bits."""
+  raw_modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
+  return image.mode in ("RGB", "RGBA", "LA") and any(
+    "16" in raw_mode for raw_mode in raw_modes
+  )
+
+
+def _read_deep(file) -> Integer[np.ndarray, "H W 3"]:
+  if isinstance(file, str | os.PathLike):
+    content = pathlib.Path(file).read_bytes()
+  else:
+    file.seek(0)
+    content = file.read()
+  image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+  if image is None or image.ndim != 3:
+    raise ValueError("16 bits a channel in a form that OpenCV does not read")
+  return image[..., 2::-1]
+
+
+def _is_stack(image) -> bool:
+  """Whether a TIFF's pages are pictures, not smaller copies of the first."""
+  if getattr(image, "n_frames", 1) == 1:
+    return False
+  size = image.size
+  image.seek(1)
+  alike = image.size == size
+  image.seek(0)
+  return alike
 
 
 def load_labels(
@@ -180,12 +221,12 @@ def load_labels(
 def read_split(path: pathlib.Path, split: str) -> list[str]:
   """The ids of ImageSets/Segmentation/<split>.txt."""
   folder = path / "ImageSets" / "Segmentation"
-  there = sorted(list_files(folder, (".txt",)))
+  there = list_files(folder, (".txt",))
   if split not in there:
     raise ValueError(
-      f"{folder / split}.txt does not exist; splits there: {there}."
+      f"{folder / split}.txt does not exist; splits there: {sorted(there)}."
     )
-  ids = read_list(folder / f"{split}.txt")
+  ids = read_list(pathlib.Path(there[split]))
   if not ids:
     raise ValueError(
       f"{folder / split}.txt is empty; list one image id a line."
@@ -195,9 +236,17 @@ def read_split(path: pathlib.Path, split: str) -> list[str]:
 
 def read_list(file: pathlib.Path) -> list[str]:
   """The lines of a text file that are not empty."""
-  # With "-sig" also as Windows' editors save it.
-  lines = (line.strip() for line in file.read_text("utf-8-sig").splitlines())
+  try:
+    text = file.read_text("utf-8-sig")  # also as Windows' editors save it
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{file} is not in UTF-8 ({error}); save it so.") from None
+  lines = (_composed(line).strip() for line in text.splitlines())
   return [line for line in lines if line]
+
+
+def _composed(name: str) -> str:
+  """The same letters as single characters; macOS's disks take them apart."""
+  return unicodedata.normalize("NFC", name)
 
 
 def _read_labels(path: pathlib.Path) -> tuple[str, ...]:
@@ -237,11 +286,12 @@ def list_files(
   for file in map(pathlib.PurePath, files):
     if file.suffix.lower() not in suffixes:
       continue
-    if file.stem in named:
+    stem = _composed(file.stem)
+    if stem in named:
       raise ValueError(
-        f"{file} and {named[file.stem]} have the same name; take one away."
+        f"{file} and {named[stem]} have the same name; take one away."
       )
-    named[file.stem] = str(file)
+    named[stem] = str(file)
   return named
 
 
@@ -269,8 +319,8 @@ def naming(file: str | os.PathLike | io.IOBase) -> Iterator[None]:
     ) from None
 
 
-def _stretch(gray: Array) -> UInt8[Array, "H W"]:
-  """Gray values of any range to 0 ... 255 between two percentiles."""
+def _stretch(gray: Array) -> UInt8[Array, "H W *c"]:
+  """Values of any range to 0 ... 255 between two percentiles."""
   gray = gray.astype(np.float32)
   finite = gray[np.isfinite(gray)]
   low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0, 1)
@@ -285,13 +335,16 @@ def load_map(
   """A label map's ids, uint8 or wider; ValueError if not of `shape` H W."""
   with naming(path):
     image = Image.open(path)
+    spread = _SPREAD.get(image.tile[0][3], 1) if image.tile else 1
     image.load()
   if image.mode not in _GRAY:
     raise ValueError(
       f"{path} has mode {image.mode}; expected one channel of ids (palette, "
       "8- or 16-bit gray). Write the ids, not their colours."
     )
-  labels = np.asarray(image)
+  labels = (
+    np.asarray(image) // np.uint8(spread) if spread > 1 else np.asarray(image)
+  )
   if labels.dtype == bool:
     labels = labels.astype(np.uint8)
   if shape is not None and labels.shape != tuple(shape):

@@ -30,6 +30,8 @@ class Functions:
 
   `category_ids`: what COCO's json calls the categories, for results.
   `membership` names sets of ids; each example then carries a bool for each.
+  `source`, by default the path: in data sets of one source, equal ids are the
+  same image.
   """
 
   ids: list[str]
@@ -43,6 +45,7 @@ class Functions:
   has_instances: bool = True
   category_ids: tuple[int, ...] = ()
   membership: Mapping[str, Set[str]] = dataclasses.field(default_factory=dict)
+  source: Any = None
 
   def __post_init__(self):
     if not 1 <= len(self.categories) < IGNORE:
@@ -84,7 +87,9 @@ class Functions:
 def _image(source: Any, where: str) -> UInt8[Array, "H W 3"]:
   """The RGB image of what an image_fn gave."""
   if isinstance(source, bytes):
-    return folder.load_image(io.BytesIO(source))
+    file = io.BytesIO(source)
+    file.name = where
+    return folder.load_image(file)
   if isinstance(source, str | os.PathLike):
     return folder.load_image(source)
   image = np.asarray(source)

@@ -61,7 +61,7 @@ def train_and_evaluate(
       config.data.train_split = train_data.split
       config.data.val_split = val_data.split
   if scored:
-    check.refuse_leak(train_data, val_data)
+    check.refuse_leak(train_data, val_data, config.allow_leak)
   state = train(config, workdir, train_data, val_data)
   if int(state.step) < config.num_steps:
     logging.info("stopped at step %d; the same command goes on", state.step)
@@ -79,6 +79,7 @@ def train_and_evaluate(
     protocol=config.protocol,
     workdir=workdir,
     max_images=config.eval_images,
+    allow_leak=config.allow_leak,
     train_sets=[train_data],
     on_error=config.data.on_error,
   )
@@ -134,6 +135,13 @@ def train(
     raise ValueError(
       f"config.coarse is {config.coarse}; expected a share of steps, 0 to 1."
     )
+  parts = jax.device_count() * config.accumulate
+  if config.accumulate != 1 and (parts < 1 or config.batch_size % parts):
+    raise ValueError(
+      f"config.accumulate is {config.accumulate}; expected a number of parts"
+      f" that config.batch_size={config.batch_size} divides into on each of"
+      f" {jax.device_count()} devices."
+    )
   with config.unlocked():
     config.categories = tuple(train_data.categories)
     config.category_ids = tuple(getattr(train_data, "category_ids", ()))
@@ -180,6 +188,7 @@ def train(
         _preprocessing(config),
         config.ema,
         factor,
+        parts=config.accumulate,
       )
     )
 
@@ -324,6 +333,7 @@ def _validate(config, workdir, train_data, val_data):
     val_data,
     protocol=config.protocol,
     max_images=config.eval_images,
+    allow_leak=config.allow_leak,
     train_sets=[train_data],
     on_error=config.data.on_error,
   )

@@ -62,6 +62,7 @@ def make_train_step(
   preprocessing: Preprocessing,
   ema: float = 0.0,
   factor: int = 1,
+  parts: int = 1,
 ) -> Callable:
   """step(state, batch) -> (state, metrics), under a mapped axis AXIS.
 
@@ -69,14 +70,16 @@ def make_train_step(
   on all of them. The random key depends on step and device alone.
 
   factor: cells of the batch per cell of a model.coarser, on each axis.
+  parts: into so many a device's batch is cut, which follow each other and whose
+    gradients are averaged: the activations of one part are held at a time.
   """
 
   def step(state: TrainState, batch: Mapping[str, Array]):
     key = jax.random.fold_in(state.key, state.step)
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
-    def loss_fn(params):
-      variables = {"params": params, "batch_stats": state.batch_stats}
+    def loss_fn(params, batch_stats, batch, key):
+      variables = {"params": params, "batch_stats": batch_stats}
       outputs, updates = model.apply(
         variables,
         preprocessing(batch["image"]),
@@ -85,13 +88,19 @@ def make_train_step(
         rngs={"dropout": key},
       )
       loss, metrics = total_loss(outputs, batch, options, factor)
-      return loss, (metrics, updates.get("batch_stats", state.batch_stats))
+      return loss, (metrics, updates.get("batch_stats", batch_stats))
 
-    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (_, (metrics, batch_stats)), gradients = gradient_fn(state.params)
-    gradients, metrics, batch_stats = jax.lax.pmean(
-      (gradients, metrics, batch_stats), AXIS
-    )
+    def gradients_of(batch_stats, batch, key):
+      (_, (metrics, batch_stats)), gradients = jax.value_and_grad(
+        loss_fn, has_aux=True
+      )(state.params, batch_stats, batch, key)
+      return batch_stats, (gradients, metrics)
+
+    if parts == 1:
+      found = gradients_of(state.batch_stats, batch, key)
+    else:
+      found = _by_parts(gradients_of, state.batch_stats, batch, key, parts)
+    batch_stats, (gradients, metrics) = jax.lax.pmean(found, AXIS)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
@@ -99,7 +108,7 @@ def make_train_step(
       # A young average follows the weights more closely.
       decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
       average = optax.incremental_update(params, average, 1 - decay)
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     state = state.replace(
       step=state.step + 1,
       params=params,
@@ -110,6 +119,23 @@ def make_train_step(
     return state, metrics
 
   return step
+
+
+def _by_parts(gradients_of, batch_stats, batch, key, parts):
+  """gradients_of each part of the batch in turn, averaged."""
+  batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+  inputs = batch, jax.random.split(key, parts)
+  first = jax.tree.map(lambda x: x[0], inputs)
+  _, shapes = jax.eval_shape(gradients_of, batch_stats, *first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  def add(carry, part):
+    batch_stats, total = carry
+    batch_stats, found = gradients_of(batch_stats, *part)
+    return (batch_stats, jax.tree.map(jnp.add, total, found)), None
+
+  (batch_stats, total), _ = jax.lax.scan(add, (batch_stats, zeros), inputs)
+  return batch_stats, jax.tree.map(lambda x: x / parts, total)
 
 
 def total_loss(

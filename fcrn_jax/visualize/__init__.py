@@ -182,18 +182,21 @@ def errors(
   found, truth = draw.label_map(found), draw.label_map(truth)
   if void is not None:
     found, truth = np.where(void, 0, found), np.where(void, 0, truth)
-  table = np.zeros((found.max(initial=0) + 1, truth.max(initial=0) + 1))
-  np.add.at(table, (found.ravel(), truth.ravel()), 1)
-  union = table.sum(axis=1)[:, None] + table.sum(axis=0) - table
-  good = table / np.maximum(union, 1) > threshold
-  good[0] = good[:, 0] = False
+  sizes = [np.bincount(labels.ravel()) for labels in (found, truth)]
+  pairs, shared = np.unique(
+    np.stack([found.ravel(), truth.ravel()]), axis=1, return_counts=True
+  )
+  union = sizes[0][pairs[0]] + sizes[1][pairs[1]] - shared
+  pairs = pairs[:, (pairs > 0).all(axis=0) & (shared > threshold * union)]
+  good = [np.zeros(len(size), bool) for size in sizes]
+  good[0][pairs[0]] = good[1][pairs[1]] = True
   picture = draw.mix(draw.enlarge(draw.rgb(image), scale), draw.INK, 0.35)
   found, truth = draw.enlarge(found, scale), draw.enlarge(truth, scale)
   line = draw.line(picture)
-  missed = (truth > 0) & ~good.any(axis=0)[truth]
+  missed = (truth > 0) & ~good[1][truth]
   picture[missed] = draw.mix(picture, MISSED, 0.45)[missed]
   picture[draw.edges(truth, line) & missed] = MISSED
-  right = good.any(axis=1)[found]
+  right = good[0][found]
   edge = draw.edges(found, line)
   picture[edge & right] = FOUND
   picture[edge & ~right] = WRONG

@@ -29,6 +29,7 @@ VOC_NAMES = {
   "dining table": "diningtable", "potted plant": "pottedplant",
   "tv": "tvmonitor",
 }  # fmt: skip
+ROBOFLOW = "_annotations.coco.json"  # in a folder a split, with the images
 _ZIPS = "http://images.cocodataset.org/zips"
 _ANNOTATIONS = "http://images.cocodataset.org/annotations"
 ARCHIVES = {
@@ -94,7 +95,7 @@ def load(path: Any, split: str, options: Options) -> Functions:
   official = split if split in SPLITS else f"{split}{options.year}"
   file = _find_annotations(root, split, official, options)
   content = _read_json(file)
-  is_official = file.name == f"instances_{official}.json"
+  is_official = official in SPLITS and file.stem == f"instances_{official}"
   names = [image["file_name"] for image in content["images"]]
   folder_path = _find_images(
     root, split, official if is_official else "", options, names
@@ -106,7 +107,7 @@ def load(path: Any, split: str, options: Options) -> Functions:
       if key in images:
         raise ValueError(
           f"{file} has {image['file_name']} and {images[key]['file_name']},"
-          " which differ by their suffix only; rename one."
+          " twice the same or different by their suffix only; rename one."
         )
       images[key] = image
   if is_official:
@@ -129,6 +130,7 @@ def load(path: Any, split: str, options: Options) -> Functions:
     name="coco",
     split=split,
     path=root,
+    source=folder_path,
   )
 
 
@@ -146,6 +148,8 @@ def _find_annotations(
     for stem in stems:
       if (where / f"{stem}.json").is_file():
         return where / f"{stem}.json"
+  if (root / split / ROBOFLOW).is_file():
+    return root / split / ROBOFLOW
   if official in SPLITS:
     archive = ARCHIVES[f"annotations_trainval{official[-4:]}"]
     archive = archive._replace(marker=f"instances_{official}.json")
@@ -246,11 +250,17 @@ def _by_image(
   to every worker process.
   """
   grouped = {image["id"]: [] for image in content["images"]}
+  listed = {category["id"] for category in content["categories"]}
   for annotation in content["annotations"]:
     if annotation["image_id"] not in grouped:
       raise ValueError(
         f"{file}: annotation {annotation.get('id')} is of image "
         f"{annotation['image_id']}, which the file does not list."
+      )
+    if annotation["category_id"] not in listed:
+      raise ValueError(
+        f"{file}: annotation {annotation.get('id')} is of category "
+        f"{annotation['category_id']}, which the file does not list."
       )
     category = table.get(annotation["category_id"])
     if category is not None:

@@ -55,6 +55,11 @@ def features(
   return tfds.features.FeaturesDict(fields)
 
 
+def source_of(dataset: Any) -> str:
+  """Where the data are from, wherever that is asked from."""
+  return os.path.abspath(getattr(dataset, "source", None) or dataset.path)
+
+
 def metadata(datasets: Mapping[str, Any]) -> tfds.core.MetadataDict:
   """What metadata.json holds, from the data set of each split."""
   some = next(iter(datasets.values()))
@@ -64,7 +69,7 @@ def metadata(datasets: Mapping[str, Any]) -> tfds.core.MetadataDict:
     category_ids=list(getattr(some, "category_ids", ())),
     background=some.background,
     has_instances=some.has_instances,
-    source={split: str(d.path) for split, d in datasets.items()},
+    source={split: source_of(d) for split, d in datasets.items()},
     ids={split: list(d.ids) for split, d in datasets.items()},
   )
 
@@ -122,7 +127,8 @@ def _image_bytes(
       turned = file.getexif().get(0x0112, 1) != 1
       plain = file.format in ("JPEG", "PNG") and file.mode in ("L", "RGB")
       # A PNG's transparent colour would come back as a fourth channel.
-      if plain and not turned and "transparency" not in file.info:
+      plain &= not (turned or folder.is_deep(file))
+      if plain and "transparency" not in file.info:
         return source
   return _png(image)
 

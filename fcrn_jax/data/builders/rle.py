@@ -84,14 +84,16 @@ def from_polygon(
 ) -> Bool[Array, "H W"]:
   """The mask of one polygon x0 y0 x1 y1 ... in pixels.
 
-  The outline is walked on the fine grid; wherever it crosses the centre line
+  One of a point or two, as tools leave them, covers nothing. The outline is
+  walked on the fine grid; wherever it crosses the centre line
   of a pixel column, all pixels of the column from there down change side.
   """
-  if len(polygon) < 6 or len(polygon) % 2:
+  if len(polygon) % 2:
     raise ValueError(
-      f"a polygon has {len(polygon)} coordinates; expected an even number, "
-      "6 or more."
+      f"a polygon has {len(polygon)} coordinates; expected an even number."
     )
+  if len(polygon) < 6:
+    return np.zeros((height, width), bool)
   points = np.asarray(polygon, np.float64).reshape(-1, 2)
   fine = (points * _SCALE + 0.5).astype(np.int64)  # towards 0, as COCO does
   u, v = _walk(fine, np.roll(fine, -1, axis=0))

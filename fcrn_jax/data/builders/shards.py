@@ -103,6 +103,11 @@ def write_split(
   for leftover in directory.glob(f".tmp-*-{stem}-*"):  # of runs cut off
     leftover.unlink()
   skipped = len(dataset) - sum(map(len, written))
+  if skipped == len(dataset):
+    raise ValueError(
+      f"none of the {skipped} images of {dataset.path} can be read; see the"
+      " log, and python -m experiments.check_data."
+    )
   if skipped:
     logging.warning("skipped %d of %d images", skipped, len(dataset))
   return written
@@ -117,9 +122,10 @@ def remove(directory: pathlib.Path, stem: str) -> None:
 
 def _check_same(dataset: Any, file: pathlib.Path, shards: int) -> None:
   """ValueError if `file` says that the shards here are of other data."""
-  told = "\n".join(map(str, (dataset.path, dataset.categories, dataset.ids)))
+  source = records.source_of(dataset)
+  told = "\n".join(map(str, (source, dataset.categories, dataset.ids)))
   plan = {
-    "source": str(dataset.path),
+    "source": source,
     "shards": shards,
     "hash": hashlib.sha256(told.encode()).hexdigest(),
   }
@@ -182,12 +188,6 @@ def _write(dataset: Any, on_error: str, job: Shard) -> list[str]:
         continue
       writer.write(kind.serialize_example(example))
       ids.append(dataset.ids[index])
-    if not ids:
-      raise ValueError(
-        f"none of the images {dataset.ids[job.start]} ... "
-        f"{dataset.ids[job.end - 1]} of {dataset.path} can be read; see the "
-        "log, and python -m experiments.check_data."
-      )
     writer.close()
     os.replace(temporary, job.path)
   finally:
