@@ -10,9 +10,15 @@ Two networks a row, trained one after the other and evaluated together:
 
 ROWS gives the paper's mAP^r at 0.5, at 0.7 and its volume in percent; our own
 are missing, see table1. The semantic network is trained on SBD train alone:
-4,629 of the 5,732 val images are in the 10,582 of Table 1. For the COCO row
-pass the weights of a network pre-trained by `101_bs_weighted_coco,coco` to its
-semantic network.
+4,629 of the 5,732 val images are in the 10,582 of Table 1. The semantic network
+of the COCO row starts from one trained on COCO:
+
+  python -m experiments.train \
+      --config=configs/table6.py:101_bs_weighted_coco,coco \
+      --config.data.path=COCO --config.weights=resnet101.caffemodel --workdir=C
+  python -m experiments.export --workdir=C --output=coco.safetensors
+
+and takes --config.weights=coco.safetensors.
 """
 
 from ml_collections import ConfigDict

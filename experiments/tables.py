@@ -70,10 +70,13 @@ def results(folder: str) -> str:
   for path in files:
     found = json.loads(path.read_text())
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    command_line = found["command"]
+    if "--json" not in command_line and "--set" in command_line:
+      command_line += f" --json={path}"  # or it would leave this file alone
     names, *cells = common.cells(found["rows"])
     lines = [names, ["---"] * len(names), *cells]
     parts.append(
-      f"## {path.stem}\n\n`{found['command']}`\\\n{found['hardware']};"
+      f"## {path.stem}\n\n`{command_line}`\\\n{found['hardware']};"
       f" {versions}; {found['date']}\n\n"
       + "\n".join(f"| {' | '.join(line)} |" for line in lines)
       + "\n"

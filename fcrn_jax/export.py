@@ -9,7 +9,8 @@ of jax.export for cpu, cuda and tpu, whose batch and image size are symbolic:
 `weights` is the dict of the safetensors file, `images` are uint8 RGB, `b H W
 3` with H and W multiples of metadata["multiple"], `sizes` int32 `b 2` the part
 (height, width) of each that is not padding. To run a file, neither the models
-nor Flax are needed, and without this library jax and safetensors are enough.
+nor Flax are needed, and without this library jax, which reads programs by means
+of flatbuffers, and safetensors are enough.
 """
 
 import functools

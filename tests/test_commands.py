@@ -50,6 +50,8 @@ def workdir(tmp_path_factory):
     data__num_val=3,
     model__box_unit=16.0,
     inference__flip=True,
+    instances__score_floor=0.0,  # lest an untrained network finds nothing
+    instances__min_extent=0.0,
   )
 
 
@@ -105,6 +107,7 @@ def test_predict_a_folder(workdir, cache, tmp_path):
   assert {p.name for p in out.iterdir()} == names | {"predictions.json"}
   rows = json.loads((out / "predictions.json").read_text())
   assert {row["image_id"] for row in rows} <= {*shapes, 7} - {"7"}
+  assert len(rows) > len(shapes)
   for stem, (height, width) in shapes.items():
     with Image.open(out / f"{stem}_semantic.png") as semantic:
       assert semantic.mode == "P" and semantic.size == (width, height)
@@ -170,6 +173,9 @@ def test_evaluate_and_tune(workdir, cache):
   assert found["num_images"] == 2 and found["split"] == "val"
   assert "iou_threshold" in found["instances"]
   assert "flip=True" in found["views"]
+  run(*evaluate, "--max_images=2", cache=cache)
+  part = json.loads((workdir / "eval_val_first_2.json").read_text())
+  assert part["matching_0.5"] == pytest.approx(found["after"])
   text = run(*tune, "--metric=ap_rvol", code=1, cache=cache)
   assert "no score 'ap_rvol'" in text and "matching_0.5" in text
   assert "network:" not in text  # refused before the network's hour
