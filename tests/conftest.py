@@ -28,3 +28,12 @@ def real_data() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f"no real data at {path}; set FCRN_DATA to its folder")
   return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+  """Frees the programs of a module's tests, which are gigabytes by the end."""
+  yield
+  import jax
+
+  jax.clear_caches()

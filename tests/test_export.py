@@ -46,7 +46,11 @@ def write_workdir(folder, heads=("semantic", "boxes"), seed=0):
   checkpointer.save(7, state, {})
   checkpointer.close()
   checkpoint.write_config(folder, config)
-  files.write_json(folder / "eval_val.json", {"mean_iou": 0.5})
+  for name, at, oracle, value in (
+    ("val", 7, "", 0.5), ("test", 6, "", 0.6), ("val_oracle_both", 7, "both", 1)
+  ):  # fmt: skip
+    scores = {"mean_iou": value, "checkpoint_step": at, "oracle": oracle}
+    files.write_json(folder / f"eval_{name}.json", scores)
   files.write_json(
     folder / "thresholds.json", {"instances": {"iou_threshold": 0.4}}
   )
@@ -269,7 +273,8 @@ def test_command_writes_both(workdir, tmp_path, live):
   card = json.loads((tmp_path / "weights.json").read_text())
   assert card["name"] == "fcrn_tiny" and card["step"] == 7
   assert card["categories"] == ["ant", "bee", "cat"]
-  assert card["scores"] == {"eval_val": {"mean_iou": 0.5}}
+  assert list(card["scores"]) == ["eval_val"]
+  assert card["scores"]["eval_val"]["mean_iou"] == 0.5
   assert card["config"]["model"]["box_unit"] == 16.0
   assert card["preprocessing"]["channel_order"] == "bgr"
   with safetensors.safe_open(tmp_path / "weights.safetensors", "numpy") as f:
