@@ -35,4 +35,5 @@ def _parse(arguments):
   try:
     return app.parse_flags_with_usage(arguments)
   except (AttributeError, *_MISTAKES) as error:  # AttributeError: a misspelling
-    sys.exit(f"error: {' '.join(str(error).split())}")
+    text = str(error).replace("\\n", " ").replace("\\'", "'")
+    sys.exit(f"error: {' '.join(text.split())}")

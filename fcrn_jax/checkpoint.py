@@ -59,6 +59,27 @@ def refuse_other_config(workdir: PathLike, config: ConfigDict) -> None:
       )
 
 
+def changes(workdir: PathLike, config: ConfigDict) -> list[str]:
+  """One line for each setting that the workdir's config has otherwise."""
+  before = _flat(read_config(workdir).to_dict())
+  now = _flat(_tuples(config.to_dict()))
+  return [
+    f"config.{name} {before.get(name)} -> {now.get(name)}"
+    for name in sorted(before.keys() | now.keys())
+    if before.get(name) != now.get(name)
+  ]
+
+
+def _flat(values, prefix=""):
+  flat = {}
+  for name, value in values.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
 def _tuples(value):
   if isinstance(value, dict):
     return {key: _tuples(item) for key, item in value.items()}

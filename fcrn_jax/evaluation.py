@@ -203,6 +203,10 @@ def table(scores: Mapping[str, Any]) -> str:
     f" {scores['data_path'] or ''} [{scores['split']}], protocol"
     f" {scores['protocol']}, step {scores['checkpoint_step']}"
   )
+  if scores["leaked_images"]:
+    lines.append(
+      f"OF A SPLIT OF WHICH {scores['leaked_images']} IMAGES WERE TRAINED ON"
+    )
   return "\n".join(lines)
 
 

@@ -164,6 +164,13 @@ def test_shares_and_counts(tmp_path):
   assert f"{counts[1] / OBJECTS.size:.3%}" in text
 
 
+def test_training_images_as_validation_are_an_error(tmp_path):
+  root = write_folder(tmp_path / "in", [OBJECTS.clip(max=2)] * 2)
+  write_lines(root / "ImageSets" / "Segmentation" / "val.txt", ["im0", "im1"])
+  found = findings(examine("folder", root))
+  assert found == {("leak", "im0"), ("leak", "im1")}
+
+
 def test_splits_within_each_other_are_no_error(tmp_path):
   semantic = OBJECTS.clip(max=2)
   root = write_folder(tmp_path / "in", [semantic] * 4)

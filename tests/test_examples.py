@@ -156,3 +156,13 @@ def test_weights_in_and_out(network, tmp_path):
 
   expected = model.apply(variables, fcrn.Preprocessing()(images), train=False)
   np.testing.assert_array_equal(out["semantic"], expected["semantic"])
+
+
+def test_scores_of_masks_from_anywhere():
+  masks = np.zeros((2, 8, 8), bool)
+  masks[0, :3, :3] = masks[1, 4:, 4:] = True
+  evaluator = fcrn.metrics.InstanceEvaluator(num_classes=2)
+  found = masks[:1], np.array([1]), np.array([0.9])
+  evaluator.add(*found, masks, np.array([1, 1]))
+  assert evaluator.result("matching")["matching_0.5"] == 0.5
+  assert 0.5 <= evaluator.result("coco")["ap"] < 0.51  # one of 101 recalls

@@ -12,7 +12,14 @@ from pycocotools import mask as coco_mask
 
 from experiments.benchmarks.predict import discs
 from fcrn_jax import files, inference, instances
-from fcrn_jax.predictor import Predictor, Result, grouping, large, read_ahead
+from fcrn_jax.predictor import (
+  Predictor,
+  Result,
+  check_image,
+  grouping,
+  large,
+  read_ahead,
+)
 from fcrn_jax.predictor import result as result_lib
 from tests import test_inference as scenes
 from tests import workdirs
@@ -442,6 +449,11 @@ def test_select_keeps_some_instances(joint):
   np.testing.assert_array_equal(
     some.evidence.num_votes, result.evidence.num_votes[keep]
   )
+  for same in (np.flatnonzero(keep)[::-1], slice(1, None, 2)):
+    np.testing.assert_array_equal(result.select(same).masks, some.masks)
+  assert len(result.select([])) == 0
+  with pytest.raises(IndexError):
+    result.select(np.ones(len(result) + 1, bool))
   none = result.select(np.zeros(len(result), bool))
   assert len(none) == 0 and none.label_map.max() == 0 and none.to_coco(1) == []
   assert len(result) == len(keep) and result.label_map.max() == len(keep)
@@ -478,3 +490,29 @@ def test_full_masks_without_boxes_need_no_room(tmp_path):
   predictor.options = instances.Options(masks="full")
   predictor.views = inference.Options(tile=64, tile_overlap=16)
   assert predictor(image_of(0, 100, 70)).semantic.shape == (100, 70)
+
+
+def test_fragments_leave_room_for_instances():
+  """Forty cells vote, surely, for boxes that are not theirs; nine agree."""
+  probs = np.zeros((8, 8, 2), np.float32)
+  boxes = np.zeros((8, 8, 1, 4), np.float32)
+  for k in range(40):
+    boxes[k // 8, k % 8, 0] = [k, 7 * k % 11, k + 3, 7 * k % 11 + 90]
+  probs[:5, :, 1] = 0.9
+  probs[5:, :3, 1], boxes[5:, :3] = 0.6, [20, 0, 32, 12]
+  probs[..., 0] = 1 - probs[..., 1]
+  options = instances.Options(num_masks=1, max_instances=2)
+  image = np.zeros((32, 32, 3), np.uint8)
+  maps = inference.Maps(probs, boxes)
+  result = grouping.group_one(maps, image, options, 4, ("thing",))
+  assert len(result) == 1 and not result.truncated
+  np.testing.assert_array_equal(result.boxes, [[20, 0, 32, 12]])
+
+
+def test_what_is_no_image_is_named():
+  for wrong, words in (
+    ("a.png", "is a str; expected an array"),
+    (np.zeros((4, 4, 3), np.uint16), r"folder\.stretch brings other values"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      check_image(wrong)

@@ -1,6 +1,7 @@
 """Training: drivers agree, runs continue bit for bit, errors are clear."""
 
 import json
+import signal
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,14 @@ import pytest
 from configs import shapes
 from fcrn_jax import checkpoint, data, evaluation, files
 from fcrn_jax.predictor import Predictor
-from fcrn_jax.training import loop, optimizer, parallel, step, writers
+from fcrn_jax.training import (
+  interrupts,
+  loop,
+  optimizer,
+  parallel,
+  step,
+  writers,
+)
 from fcrn_jax.types import Preprocessing
 from tests import workdirs
 
@@ -99,7 +107,9 @@ def test_four_devices_equal_one_with_the_whole_batch():
 def test_parts_of_a_batch_equal_the_whole():
   whole = run_steps(parallel.pmap_step)
   by_parts = run_steps(parallel.pmap_step, parts=2)
-  assert_trees_close(whole, by_parts, rtol=1e-5, atol=1e-6)
+  assert_trees_close(whole[0], by_parts[0], rtol=1e-5, atol=1e-6)
+  for name in ("loss", "gradient_norm", "semantic_kept"):
+    assert_trees_close(whole[1][name], by_parts[1][name], rtol=1e-5)
 
 
 def test_parts_that_a_batch_does_not_have_are_refused(tmp_path):
@@ -325,6 +335,34 @@ def test_what_is_being_saved_is_saved_when_a_run_ends_in_an_error(
     loop.train(tiny_config(checkpoint_every=2, log_every=1), tmp_path)
   assert order == ["error", "close"]
   assert checkpoint.Checkpointer(tmp_path).latest_step == 2
+
+
+def test_ctrl_c_ends_a_run_with_a_checkpoint(tmp_path, monkeypatch):
+  write = writers.MetricsWriter.write
+
+  def interrupted(writer, now, scalars):
+    write(writer, now, scalars)
+    if now == 2:
+      signal.raise_signal(signal.SIGINT)
+
+  monkeypatch.setattr(writers.MetricsWriter, "write", interrupted)
+  before = signal.getsignal(signal.SIGINT)
+  assert loop.train(tiny_config(checkpoint_every=0), tmp_path).step == 3
+  assert signal.getsignal(signal.SIGINT) is before
+  assert checkpoint.Checkpointer(tmp_path).latest_step == 3
+  with interrupts.remembered() as seen:
+    signal.raise_signal(signal.SIGINT)
+    assert seen
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+
+
+def test_changed_settings_are_listed(tmp_path):
+  config = tiny_config()
+  checkpoint.write_config(tmp_path, config)
+  assert checkpoint.changes(tmp_path, config) == []
+  found = checkpoint.changes(tmp_path, tiny_config(**{"optim.lr": 0.5}))
+  assert found == [f"config.optim.lr {config.optim.lr} -> 0.5"]
 
 
 def test_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Int, Integer, UInt8
+from jaxtyping import Int, Integer, Num, UInt8
 from PIL import Image, ImageOps
 
 from fcrn_jax.data import transforms
@@ -38,6 +38,7 @@ VOC_LABELS = (
 _GRAY = ("P", "L", "1", "I;16", "I;16B", "I")
 # Gray of few bits is spread over 0 ... 255 by Pillow.
 _SPREAD = {"L;2": 85, "L;4": 17}
+_TIFF_BITS, _TIFF_PLANAR = 258, 284  # tags
 _UNREADABLE = (
   OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
 )  # fmt: skip
@@ -150,27 +151,41 @@ def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
   """
   with naming(file):
     image = Image.open(file)
+    number = _number_of_pictures(image)
+  if number > 1:
+    raise ValueError(
+      f"{getattr(file, 'name', file)} holds {number} pictures; save each by"
+      " itself."
+    )
+  with naming(file):
     if is_deep(image):  # of which Pillow reads the upper bytes alone
-      return _stretch(_read_deep(file))
-    if image.format == "TIFF" and _is_stack(image):
-      raise ValueError(
-        f"it holds {image.n_frames} pictures; save each by itself"
-      )
+      return stretch(_read_deep(file, image))
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I;16", "I;16B", "I", "F"):
-      return np.repeat(_stretch(np.asarray(image))[..., None], 3, axis=-1)
+      return np.repeat(stretch(np.asarray(image))[..., None], 3, axis=-1)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def is_deep(image: Image.Image) -> bool:
-  """Whether an opened image has several channels of 16 bits."""
-  raw_modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
-  return image.mode in ("RGB", "RGBA", "LA") and any(
-    "16" in raw_mode for raw_mode in raw_modes
-  )
+  """Whether an opened image has several channels of more than 8 bits."""
+  if image.mode not in ("RGB", "RGBA", "LA"):
+    return False
+  if image.format == "TIFF":
+    return max(image.tag_v2.get(_TIFF_BITS, (8,))) > 8
+  return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def _read_deep(file) -> Integer[np.ndarray, "H W 3"]:
+def _read_deep(file, image) -> Integer[np.ndarray, "H W 3"]:
+  """The channels in full, of an opened image and its file."""
+  if image.format == "TIFF" and image.tag_v2.get(_TIFF_PLANAR) == 2:
+    import tifffile
+
+    if not isinstance(file, str | os.PathLike):
+      file.seek(0)
+    try:
+      return np.moveaxis(tifffile.imread(file), 0, -1)[..., :3]
+    except Exception as error:  # of a broken file it is any
+      raise ValueError(f"planes of a TIFF: {error}") from None
   if isinstance(file, str | os.PathLike):
     content = pathlib.Path(file).read_bytes()
   else:
@@ -182,15 +197,16 @@ def _read_deep(file) -> Integer[np.ndarray, "H W 3"]:
   return image[..., 2::-1]
 
 
-def _is_stack(image) -> bool:
-  """Whether a TIFF's pages are pictures, not smaller copies of the first."""
-  if getattr(image, "n_frames", 1) == 1:
-    return False
+def _number_of_pictures(image) -> int:
+  """Pages of a TIFF, of which smaller copies of the first do not count."""
+  number = image.n_frames if image.format == "TIFF" else 1
+  if number == 1:
+    return 1
   size = image.size
   image.seek(1)
   alike = image.size == size
   image.seek(0)
-  return alike
+  return number if alike else 1
 
 
 def load_labels(
@@ -319,8 +335,8 @@ def naming(file: str | os.PathLike | io.IOBase) -> Iterator[None]:
     ) from None
 
 
-def _stretch(gray: Array) -> UInt8[Array, "H W *c"]:
-  """Values of any range to 0 ... 255 between two percentiles."""
+def stretch(gray: Num[Array, "H W *c"]) -> UInt8[Array, "H W *c"]:
+  """Values of any range to 0 ... 255, between the 0.1 and 99.9 percentiles."""
   gray = gray.astype(np.float32)
   finite = gray[np.isfinite(gray)]
   low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0, 1)

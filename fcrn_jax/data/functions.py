@@ -60,7 +60,8 @@ class Functions:
       )
     if not self.ids:
       raise ValueError(
-        f"{self.name} has no images in split {self.split!r} at {self.path}."
+        f"{self.name} has no images in split {self.split!r}"
+        + (f" at {self.path}." if self.path else ": ids is empty.")
       )
 
   def __len__(self) -> int:

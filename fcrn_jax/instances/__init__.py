@@ -39,10 +39,6 @@ __all__ = [
 ]
 
 
-# Slots while voting per slot of the result: fragments take some too.
-_ROOM = 4
-
-
 def find(
   probs: Float[Array, "h w c"],
   boxes: Float[Array, "h w C 4"],
@@ -154,7 +150,7 @@ def _vote_in_masks(ballot, options) -> Votes:
       ballot.boxes,
       ballot.candidates & (rank <= level),
       options.iou_threshold,
-      _ROOM * options.max_instances,
+      options.room * options.max_instances,
       ballot.categories,
       ballot.index,
       ballot.scores,

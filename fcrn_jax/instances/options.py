@@ -32,7 +32,7 @@ _LIMITS = {
     "min_extent",
     "min_agreement",
   ],
-  meta_fields=["num_masks", "max_instances", "masks", "seeds"],
+  meta_fields=["num_masks", "max_instances", "room", "masks", "seeds"],
 )
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -47,6 +47,8 @@ class Options:
   score_floor: float | Array = 0.05  # of a candidate's score
   iou_threshold: float | Array = 0.5  # of voting
   max_instances: int = 100
+  # Slots while voting per slot of the result: fragments take some, too.
+  room: int = 4
   region_overlap: float | Array = 0.0  # IoU of regions; 0 = any shared pixel
   min_area: float | Array = 0.0  # of a cluster, square pixels of the image
   # Pixels near a border predict poor boxes and make clusters of their own,
@@ -71,7 +73,7 @@ class Options:
       raise ValueError(f"masks is {self.masks!r}; expected one of {MASKS}.")
     if self.seeds not in SEEDS:
       raise ValueError(f"seeds is {self.seeds!r}; expected one of {SEEDS}.")
-    for name in ("num_masks", "max_instances"):
+    for name in ("num_masks", "max_instances", "room"):
       value = getattr(self, name)
       if not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} is {value}; expected a whole number above 0.")

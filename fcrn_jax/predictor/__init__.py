@@ -127,6 +127,10 @@ class Predictor:
     predictor._networks = networks
     return predictor
 
+  def __repr__(self) -> str:
+    names = ", ".join(self.categories)
+    return f"Predictor({self.source or 'own networks'}: {names})"
+
   def save(self, path: str | os.PathLike) -> None:
     """Writes one file, for `load`, with the networks and these settings.
 
@@ -318,8 +322,13 @@ def read_ahead(
       yield waiting.popleft().result()
 
 
-def check_image(image: Image) -> None:
+def check_image(image: Any) -> None:
   """ValueError for what is not an H W 3 or H W image of uint8."""
+  if not hasattr(image, "shape"):
+    raise ValueError(
+      f"the image is a {type(image).__name__}; expected an array, which"
+      " data.folder.load_image reads from a file."
+    )
   shape, dtype = image.shape, image.dtype
   if (
     dtype != np.uint8
@@ -329,5 +338,6 @@ def check_image(image: Image) -> None:
   ):
     raise ValueError(
       f"the image is {dtype} of shape {shape}; expected uint8 of shape (H, W,"
-      " 3) or (H, W). data.folder.load_image reads other files."
+      " 3) or (H, W). data.folder.load_image reads files so, and"
+      " data.folder.stretch brings other values to 0 ... 255."
     )

@@ -5,6 +5,7 @@ devices, and cells that are padding are kept from voting. `large` does the same
 for images that one program cannot hold.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -22,6 +23,10 @@ from fcrn_jax.inference import Maps, bucket
 from fcrn_jax.instances import masks as masks_lib
 from fcrn_jax.predictor.result import Evidence, Result, layer_dtype
 from fcrn_jax.types import Array
+
+# Of Options.room, one after the other where fragments take the room of
+# instances: seen of networks that were hardly trained.
+_MORE_ROOM = (16, 64)
 
 
 class Found(NamedTuple):
@@ -53,14 +58,26 @@ def group_batch(
   mesh = None
   if len(devices) > 1 and count % len(devices) == 0:
     mesh = Mesh(np.array(devices), ("batch",))
-  found = _group(maps, sizes, options, stride, with_owners, mesh)
-  found = jax.device_get(found)
+  for room in (options.room, *_MORE_ROOM):
+    options = dataclasses.replace(options, room=room)
+    found = _group(maps, sizes, options, stride, with_owners, mesh)
+    found = jax.device_get(found)
+    if not _crowded(found.hypotheses):
+      break
   return [
     _result(
       jax.tree.map(lambda x, i=index: x[i], found), image, stride, categories
     )
     for index, image in enumerate(images)
   ]
+
+
+def _crowded(hypotheses: instances.Hypotheses | None) -> bool:
+  """Whether fragments took the room of instances in one of a batch's images."""
+  if hypotheses is None:
+    return False
+  number = hypotheses.valid.shape[1]
+  return bool((hypotheses.truncated & (hypotheses.valid.sum(1) < number)).any())
 
 
 def group_one(

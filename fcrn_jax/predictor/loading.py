@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
@@ -208,5 +209,8 @@ def instance_options(
 ) -> instances.Options:
   """The config's settings with those that experiments.tune found."""
   path = pathlib.Path(workdir) / "thresholds.json"
-  tuned = files.read_json(path)["instances"] if path.is_file() else {}
+  tuned = {}
+  if path.is_file():
+    tuned = files.read_json(path)["instances"]
+    logging.info("thresholds of experiments.tune, from %s", path)
   return fill(instances.Options, config.instances, tuned)

@@ -19,6 +19,12 @@ _OVERLAY_SIDE = 4096  # larger overlays are saved reduced
 _ROWS = 1024  # that are renumbered at a time, for less memory
 
 
+def _index(keep):
+  """An array that indexes; an empty list would be one of floats."""
+  keep = np.asarray(keep)
+  return keep if keep.size else keep.astype(int)
+
+
 def layer_dtype(number: int) -> type:
   """What holds 0 ... number of a label map in the least memory."""
   return np.uint16 if number < 65536 else np.int32
@@ -106,15 +112,18 @@ class Result:
 
   def select(
     self,
-    keep: Bool[np.ndarray, "m"],
+    keep: Bool[Array, "n"] | Integer[Array, "n"] | Sequence[int] | slice,
     out: Integer[np.ndarray, "r H W"] | None = None,
   ) -> "Result":
     """The instances where `keep` is true, such as result.scores > 0.5.
 
+    keep: or the instances' indices; they stay in order of their scores.
     out: where the new layers are written; may be the old ones.
     """
-    kept = np.flatnonzero(keep)
-    table = np.zeros(len(keep) + 1, self.layers.dtype)
+    chosen = np.zeros(len(self), bool)
+    chosen[keep if isinstance(keep, slice) else _index(keep)] = True
+    kept = np.flatnonzero(chosen)
+    table = np.zeros(len(self) + 1, self.layers.dtype)
     table[kept + 1] = np.arange(1, len(kept) + 1)
     layers = np.empty_like(self.layers) if out is None else out
     for row in range(0, layers.shape[1], _ROWS):

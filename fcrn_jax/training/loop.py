@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fcrn_jax import checkpoint, data, evaluation, metrics, models, visualize
 from fcrn_jax.data import check, pipeline
 from fcrn_jax.predictor import Predictor, loading
-from fcrn_jax.training import optimizer, parallel, step, writers
+from fcrn_jax.training import interrupts, optimizer, parallel, step, writers
 from fcrn_jax.types import Preprocessing
 
 _NUM_SAMPLES = 8
@@ -146,6 +146,13 @@ def train(
     config.categories = tuple(train_data.categories)
     config.category_ids = tuple(getattr(train_data, "category_ids", ()))
   model = loading.create_model(config)
+  if 0 < config.num_steps <= config.optim.warmup_steps:
+    logging.warning(
+      "config.optim.warmup_steps=%d is not over at config.num_steps=%d: the"
+      " learning rate stays below config.optim.lr",
+      config.optim.warmup_steps,
+      config.num_steps,
+    )
   learning_rate = optimizer.schedule(
     config.optim.schedule,
     config.optim.lr,
@@ -175,6 +182,8 @@ def train(
   if continued:
     state, position = checkpointer.restore(state)
     checkpoint.refuse_other_config(workdir, config)
+    for line in checkpoint.changes(workdir, config):
+      logging.info("changed since the run was started: %s", line)
     batches.set_state(position)
     logging.info("continuing %s at step %d", workdir, int(state.step))
   start = int(state.step)
@@ -214,17 +223,30 @@ def train(
     mininterval=1.0,
   )
   # Closing waits for a checkpoint that is being saved, also after an error.
-  with progress, contextlib.closing(checkpointer):
+  with (
+    progress,
+    contextlib.closing(checkpointer),
+    interrupts.remembered(jax.process_count() == 1) as interrupted,
+  ):
     for now in range(start + 1, config.num_steps + 1):
       if start < num_coarse == now - 1:
         train_step = train_step_of(1)
-      batch = parallel.split_batch(next(batches), jax.local_device_count())
+      if now == start + 1:
+        logging.info("compiling the step; the next start will be quicker")
+        with interrupts.ignored():  # which the input's processes inherit
+          batch = next(batches)
+      else:
+        batch = next(batches)
+      batch = parallel.split_batch(batch, jax.local_device_count())
       state, scalars = train_step(state, batch)
       if wait_each_step:
         jax.block_until_ready(state)
       sums = _add(sums, scalars) if sums else scalars
       progress.update()
+      if now == start + 1:
+        progress.unpause()  # lest the time left counts the compilation
       last = now == config.num_steps or checkpointer.reached_preemption(now)
+      last |= bool(interrupted)
       logs = _due(now, config.log_every) or last
       evaluates = _due(now, config.eval_every)
       saves = _due(now, config.checkpoint_every) or evaluates or last

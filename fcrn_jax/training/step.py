@@ -71,7 +71,8 @@ def make_train_step(
 
   factor: cells of the batch per cell of a model.coarser, on each axis.
   parts: into so many a device's batch is cut, which follow each other and whose
-    gradients are averaged: the activations of one part are held at a time.
+    gradients and metrics are averaged: one part's activations are held at a
+    time.
   """
 
   def step(state: TrainState, batch: Mapping[str, Array]):

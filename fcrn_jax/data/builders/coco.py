@@ -150,6 +150,12 @@ def _find_annotations(
         return where / f"{stem}.json"
   if (root / split / ROBOFLOW).is_file():
     return root / split / ROBOFLOW
+  others = sorted(f.parent.name for f in root.glob(f"*/{ROBOFLOW}"))
+  if others:
+    raise ValueError(
+      f"{root} has no split {split!r} but {others}; name one of them"
+      " (--config.data.train_split, --config.data.val_split)."
+    )
   if official in SPLITS:
     archive = ARCHIVES[f"annotations_trainval{official[-4:]}"]
     archive = archive._replace(marker=f"instances_{official}.json")
