@@ -35,5 +35,7 @@ def _parse(arguments):
   try:
     return app.parse_flags_with_usage(arguments)
   except (AttributeError, *_MISTAKES) as error:  # AttributeError: a misspelling
-    text = str(error).replace("\\n", " ").replace("\\'", "'")
-    sys.exit(f"error: {' '.join(text.split())}")
+    text = error
+    while isinstance(text, AttributeError | KeyError) and text.args:
+      text = text.args[0]  # one within the other, whose own text is quoted
+    sys.exit(f"error: {' '.join(str(text).split())}")
