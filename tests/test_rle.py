@@ -41,13 +41,16 @@ def test_polygon_of_whole_pixels():
   [
     ({"size": [3, 4], "counts": [2, 3]}, "sum to 5"),
     ({"size": [4, 3], "counts": [12]}, r"size is \[4, 3\]"),
-    ([[0, 0, 1, 1]], "4 coordinates"),
     ([[0, 0, 1, 1, 2, 2, 3]], "7 coordinates"),
   ],
 )
 def test_broken_segmentations_are_refused(segmentation, words):
   with pytest.raises(ValueError, match=words):
     rle.decode(segmentation, 3, 4)
+
+
+def test_a_polygon_of_two_points_covers_nothing():
+  assert not rle.decode([[0, 0, 3, 2]], 3, 4).any()
 
 
 def test_equals_pycocotools_on_random_polygons_and_masks():
