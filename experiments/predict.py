@@ -223,7 +223,7 @@ def _predict_batch(predictor, batch, explain, write, failed):
     if result.truncated:
       tqdm.write(
         f"{stem}: not all votes found room, {len(result)} instances are kept;"
-        f" raise --max_instances={predictor.options.max_instances}.",
+        f" --max_instances is {predictor.options.max_instances}, raise it.",
         file=sys.stderr,
       )
     picture = None

@@ -45,13 +45,8 @@ _NETWORK = (
 
 def refuse_other_config(workdir: PathLike, config: ConfigDict) -> None:
   """ValueError if the workdir was trained with another network's config."""
-  before = read_config(workdir).to_dict()
-  now = _tuples(config.to_dict())
-  for name in _NETWORK:
-    old, new = before, now
-    for part in name.split("."):
-      old, new = old.get(part), new.get(part)
-    if old != new:
+  for name, (old, new) in _changed(workdir, config).items():
+    if name.startswith(_NETWORK):
       raise ValueError(
         f"{workdir} was trained with config.{name}={old}, and the config now"
         f" has {new}; use a new --workdir, or the config that the workdir was"
@@ -61,13 +56,21 @@ def refuse_other_config(workdir: PathLike, config: ConfigDict) -> None:
 
 def changes(workdir: PathLike, config: ConfigDict) -> list[str]:
   """One line for each setting that the workdir's config has otherwise."""
+  return [
+    f"config.{name} {old} -> {new}"
+    for name, (old, new) in _changed(workdir, config).items()
+  ]
+
+
+def _changed(workdir, config):
+  """(before, now) by dotted name of the settings that differ."""
   before = _flat(read_config(workdir).to_dict())
   now = _flat(_tuples(config.to_dict()))
-  return [
-    f"config.{name} {before.get(name)} -> {now.get(name)}"
+  return {
+    name: (before.get(name), now.get(name))
     for name in sorted(before.keys() | now.keys())
     if before.get(name) != now.get(name)
-  ]
+  }
 
 
 def _flat(values, prefix=""):

@@ -78,8 +78,9 @@ class Scores:
 
     names are those of the labels, 0 included.
     """
-    found = metrics.semantic_scores(self.confusion, absent_class)
-    scores = _flat(found, "iou", names)
+    scores = _flat(
+      metrics.semantic_scores(self.confusion, absent_class), "iou", names
+    )
     if self.ours is None:
       return scores
     for prefix, evaluator in (
@@ -177,7 +178,7 @@ def evaluate(
   values["num_images"] = len(scores.by_image)
   values["skipped_images"] = number - len(scores.by_image)
   values["worst_images"] = scores.worst(_NUM_WORST)
-  values = {name: _json(value) for name, value in values.items()}
+  values = files.jsonable(values)
   if workdir is not None and jax.process_index() == 0:
     suffix = f"_oracle_{oracle}{suffix}" if oracle else suffix
     name = f"eval_{dataset.split}{suffix}.json"
@@ -367,12 +368,3 @@ def _version(name):
     return importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
     return None  # a checkout that was not installed
-
-
-def _json(value):
-  """Numbers that JSON lacks become None; numpy's become Python's."""
-  if isinstance(value, np.generic):
-    value = value.item()
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value

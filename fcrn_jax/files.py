@@ -9,6 +9,8 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
@@ -33,16 +35,19 @@ def write_json(
   path: str | os.PathLike, value: Any, indent: int | None = 2
 ) -> None:
   """Writes a JSON file; numbers that JSON lacks become null."""
-  text = json.dumps(_finite(value), indent=indent, allow_nan=False)
+  text = json.dumps(jsonable(value), indent=indent, allow_nan=False)
   with replacing(path) as temporary:
     temporary.write_text(text + "\n")
 
 
-def _finite(value):
+def jsonable(value: Any) -> Any:
+  """The same with None for numbers that JSON lacks, numpy's as Python's."""
   if isinstance(value, Mapping):
-    return {name: _finite(item) for name, item in value.items()}
+    return {name: jsonable(item) for name, item in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(item) for item in value]
+    return [jsonable(item) for item in value]
+  if isinstance(value, np.generic):
+    value = value.item()
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

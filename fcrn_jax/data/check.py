@@ -22,6 +22,7 @@ from fcrn_jax.data.builders import (
   pascal_context,
   voc2012_sbd,
 )
+from fcrn_jax.data.functions import source_of
 from fcrn_jax.data.inspection import Inspection, Problem, inspect
 from fcrn_jax.types import IGNORE, palette
 
@@ -148,8 +149,7 @@ def _source(dataset: Any) -> Any:
   family = _GLOBAL_IDS.get(dataset.name, dataset.name)
   if family == "voc" or dataset.name == "cityscapes":
     return family
-  path = getattr(dataset, "source", None) or dataset.path
-  return family, None if path is None else os.path.realpath(path)
+  return family, source_of(dataset)
 
 
 def guess_name(path: Any) -> str:
@@ -158,7 +158,7 @@ def guess_name(path: Any) -> str:
   if (
     path.suffix == ".json"
     or (path / "annotations").is_dir()
-    or _roboflow_splits(path)
+    or coco.roboflow_splits(path)
   ):
     return "coco"
   if builders.is_prepared(path) or (path / "ImageSets").is_dir():
@@ -170,10 +170,6 @@ def guess_name(path: Any) -> str:
     "json or folder with annotations, no prepared data; name the data set "
     "(--name=voc2012_sbd)."
   )
-
-
-def _roboflow_splits(path: pathlib.Path) -> list[str]:
-  return sorted(file.parent.name for file in path.glob(f"*/{coco.ROBOFLOW}"))
 
 
 def splits_of(name: str, path: Any) -> list[str]:
@@ -190,7 +186,7 @@ def splits_of(name: str, path: Any) -> list[str]:
     if path.is_file():
       return [path.stem.removeprefix("instances_")]
     names = sorted(f.stem for f in (path / "annotations").glob("*.json"))
-    names = names or _roboflow_splits(path)
+    names = names or coco.roboflow_splits(path)
     return [
       n.removeprefix("instances_") for n in names
       if n.startswith("instances_")
@@ -339,7 +335,7 @@ def _shared_ids(
   shared = sorted(a & b)
   if not shared:
     return []
-  tested = {one, other} - {"train"} <= _TESTED and "train" in (one, other)
+  tested = "train" in (one, other) and {one, other} & _TESTED
   if official or (not tested and (a <= b or b <= a)):
     message = (
       f"{len(shared):,} images are in {one} and in {other}: never train on one "

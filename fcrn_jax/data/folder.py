@@ -358,9 +358,9 @@ def load_map(
       f"{path} has mode {image.mode}; expected one channel of ids (palette, "
       "8- or 16-bit gray). Write the ids, not their colours."
     )
-  labels = (
-    np.asarray(image) // np.uint8(spread) if spread > 1 else np.asarray(image)
-  )
+  labels = np.asarray(image)
+  if spread > 1:
+    labels = labels // np.uint8(spread)
   if labels.dtype == bool:
     labels = labels.astype(np.uint8)
   if shape is not None and labels.shape != tuple(shape):

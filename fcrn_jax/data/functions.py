@@ -85,6 +85,12 @@ class Functions:
     return self.image_fn(self.ids[index])
 
 
+def source_of(dataset: Any) -> str | None:
+  """Where a data set's ids mean what they mean: its source, or its path."""
+  source = getattr(dataset, "source", None) or dataset.path
+  return None if source is None else os.path.realpath(source)
+
+
 def _image(source: Any, where: str) -> UInt8[Array, "H W 3"]:
   """The RGB image of what an image_fn gave."""
   if isinstance(source, bytes):

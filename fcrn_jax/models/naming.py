@@ -26,11 +26,13 @@ def backbone_of(arrays: Arrays) -> tuple[Arrays, list[str]]:
   """
   for name in arrays:
     if match := re.fullmatch(r"(.+\.)layer1\.0\.conv1\.weight", name):
-      prefix = match[1]
-      inside = [key for key in arrays if key.startswith(prefix)]
-      return {key.removeprefix(prefix): arrays[key] for key in inside}, sorted(
-        {key.split(".")[0] for key in arrays.keys() - set(inside)}
-      )
+      prefix, inside, rest = match[1], {}, set()
+      for key, value in arrays.items():
+        if key.startswith(prefix):
+          inside[key.removeprefix(prefix)] = value
+        else:
+          rest.add(key.split(".")[0])
+      return inside, sorted(rest)
   return arrays, []
 
 

@@ -150,15 +150,11 @@ def save_weights(
     model.caffe_pool,
     model.box_unit,
   )
-  scores = {
-    file.stem: files.read_json(file)
-    for file in sorted(pathlib.Path(workdir).glob("eval_*.json"))
-  }
-  scores = {  # those that these weights have, without an oracle's help
-    name: values
-    for name, values in scores.items()
-    if values.get("checkpoint_step") == step and not values.get("oracle")
-  }
+  scores = {}  # that these weights have, without an oracle's help
+  for file in sorted(pathlib.Path(workdir).glob("eval_*.json")):
+    values = files.read_json(file)
+    if values.get("checkpoint_step") == step and not values.get("oracle"):
+      scores[file.stem] = values
   whole = {**card(network), "step": step, "scores": scores}
   pretrained.write(path, variables, conventions, whole)
   files.write_json(pathlib.Path(path).with_suffix(".json"), whole)

@@ -24,9 +24,9 @@ from fcrn_jax.instances import masks as masks_lib
 from fcrn_jax.predictor.result import Evidence, Result, layer_dtype
 from fcrn_jax.types import Array
 
-# Of Options.room, one after the other where fragments take the room of
+# Times Options.room, one after the other where fragments take the room of
 # instances: seen of networks that were hardly trained.
-_MORE_ROOM = (16, 64)
+_ROOMS = (1, 4, 16)
 
 
 class Found(NamedTuple):
@@ -58,9 +58,9 @@ def group_batch(
   mesh = None
   if len(devices) > 1 and count % len(devices) == 0:
     mesh = Mesh(np.array(devices), ("batch",))
-  for room in (options.room, *_MORE_ROOM):
-    options = dataclasses.replace(options, room=room)
-    found = _group(maps, sizes, options, stride, with_owners, mesh)
+  for times in _ROOMS:
+    roomy = dataclasses.replace(options, room=times * options.room)
+    found = _group(maps, sizes, roomy, stride, with_owners, mesh)
     found = jax.device_get(found)
     if not _crowded(found.hypotheses):
       break

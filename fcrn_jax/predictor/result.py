@@ -19,12 +19,6 @@ _OVERLAY_SIDE = 4096  # larger overlays are saved reduced
 _ROWS = 1024  # that are renumbered at a time, for less memory
 
 
-def _index(keep):
-  """An array that indexes; an empty list would be one of floats."""
-  keep = np.asarray(keep)
-  return keep if keep.size else keep.astype(int)
-
-
 def layer_dtype(number: int) -> type:
   """What holds 0 ... number of a label map in the least memory."""
   return np.uint16 if number < 65536 else np.int32
@@ -120,9 +114,7 @@ class Result:
     keep: or the instances' indices; they stay in order of their scores.
     out: where the new layers are written; may be the old ones.
     """
-    chosen = np.zeros(len(self), bool)
-    chosen[keep if isinstance(keep, slice) else _index(keep)] = True
-    kept = np.flatnonzero(chosen)
+    kept = np.unique(np.arange(len(self))[keep])
     table = np.zeros(len(self) + 1, self.layers.dtype)
     table[kept + 1] = np.arange(1, len(kept) + 1)
     layers = np.empty_like(self.layers) if out is None else out

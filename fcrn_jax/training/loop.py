@@ -73,22 +73,13 @@ def train_and_evaluate(
     )
     return {}
   predictor = Predictor.load(workdir)
-  scores = evaluation.evaluate(
-    predictor,
-    val_data,
-    protocol=config.protocol,
-    workdir=workdir,
-    max_images=config.eval_images,
-    allow_leak=config.allow_leak,
-    train_sets=[train_data],
-    on_error=config.data.on_error,
-  )
+  scores = _evaluate(config, predictor, train_data, val_data, workdir)
   if jax.process_index() == 0:
     examples = [
-      evaluation.read(val_data, index, config.data.on_error)
+      example
       for index in range(min(_NUM_SAMPLES, len(val_data)))
+      if (example := evaluation.read(val_data, index, config.data.on_error))
     ]
-    examples = [example for example in examples if example is not None]
     evaluation.draw(predictor, examples, workdir / "samples")
     print(evaluation.table(scores))
     print(f"pictures: {workdir / 'samples'}, curves: {workdir / 'curves.png'}")
@@ -350,17 +341,24 @@ def _validate(config, workdir, train_data, val_data):
   """A few scores of the validation split, for metrics.jsonl."""
   if val_data is None:
     val_data = load_split(config, "val")
-  scores = evaluation.evaluate(
-    Predictor.load(workdir),
-    val_data,
-    protocol=config.protocol,
-    max_images=config.eval_images,
-    allow_leak=config.allow_leak,
-    train_sets=[train_data],
-    on_error=config.data.on_error,
-  )
+  predictor = Predictor.load(workdir)
+  scores = _evaluate(config, predictor, train_data, val_data)
   return {
     f"val_{name}": value
     for name, value in scores.items()
     if isinstance(value, float)
   }
+
+
+def _evaluate(config, predictor, train_data, val_data, workdir=None):
+  """evaluation.evaluate as the config says."""
+  return evaluation.evaluate(
+    predictor,
+    val_data,
+    protocol=config.protocol,
+    workdir=workdir,
+    max_images=config.eval_images,
+    allow_leak=config.allow_leak,
+    train_sets=[train_data],
+    on_error=config.data.on_error,
+  )

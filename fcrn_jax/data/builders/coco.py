@@ -150,8 +150,7 @@ def _find_annotations(
         return where / f"{stem}.json"
   if (root / split / ROBOFLOW).is_file():
     return root / split / ROBOFLOW
-  others = sorted(f.parent.name for f in root.glob(f"*/{ROBOFLOW}"))
-  if others:
+  if others := roboflow_splits(root):
     raise ValueError(
       f"{root} has no split {split!r} but {others}; name one of them"
       " (--config.data.train_split, --config.data.val_split)."
@@ -164,6 +163,11 @@ def _find_annotations(
     f"no json file of split {split!r} in {root} or {root / 'annotations'} "
     f"(tried {', '.join(stems)}); name it with options={{'annotations': ...}}."
   )
+
+
+def roboflow_splits(root: pathlib.Path) -> list[str]:
+  """The splits that Roboflow wrote into folders of `root`."""
+  return sorted(file.parent.name for file in root.glob(f"*/{ROBOFLOW}"))
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:

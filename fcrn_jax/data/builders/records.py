@@ -31,6 +31,7 @@ from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.proto import tf_example_pb2
 
 from fcrn_jax.data import folder
+from fcrn_jax.data.functions import source_of
 from fcrn_jax.types import Array
 
 
@@ -55,11 +56,6 @@ def features(
   return tfds.features.FeaturesDict(fields)
 
 
-def source_of(dataset: Any) -> str:
-  """Where the data are from, wherever that is asked from."""
-  return os.path.abspath(getattr(dataset, "source", None) or dataset.path)
-
-
 def metadata(datasets: Mapping[str, Any]) -> tfds.core.MetadataDict:
   """What metadata.json holds, from the data set of each split."""
   some = next(iter(datasets.values()))
@@ -69,7 +65,7 @@ def metadata(datasets: Mapping[str, Any]) -> tfds.core.MetadataDict:
     category_ids=list(getattr(some, "category_ids", ())),
     background=some.background,
     has_instances=some.has_instances,
-    source={split: source_of(d) for split, d in datasets.items()},
+    source={split: str(source_of(d)) for split, d in datasets.items()},
     ids={split: list(d.ids) for split, d in datasets.items()},
   )
 

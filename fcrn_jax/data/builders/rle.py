@@ -85,8 +85,8 @@ def from_polygon(
   """The mask of one polygon x0 y0 x1 y1 ... in pixels.
 
   One of a point or two, as tools leave them, covers nothing. The outline is
-  walked on the fine grid; wherever it crosses the centre line
-  of a pixel column, all pixels of the column from there down change side.
+  walked on the fine grid; wherever it crosses the centre line of a pixel
+  column, all pixels of the column from there down change side.
   """
   if len(polygon) % 2:
     raise ValueError(

@@ -22,6 +22,7 @@ from array_record.python import array_record_module
 from tqdm import tqdm
 
 from fcrn_jax.data.builders import records
+from fcrn_jax.data.functions import source_of
 from fcrn_jax.files import replacing
 
 _VERSION = "1.0.0"
@@ -122,7 +123,7 @@ def remove(directory: pathlib.Path, stem: str) -> None:
 
 def _check_same(dataset: Any, file: pathlib.Path, shards: int) -> None:
   """ValueError if `file` says that the shards here are of other data."""
-  source = records.source_of(dataset)
+  source = str(source_of(dataset))
   told = "\n".join(map(str, (source, dataset.categories, dataset.ids)))
   plan = {
     "source": source,
