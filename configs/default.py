@@ -109,6 +109,7 @@ def get_config() -> ConfigDict:
   config.instances.score_floor = 0.05
   config.instances.iou_threshold = 0.5
   config.instances.max_instances = 100
+  config.instances.room = 4  # slots while voting per slot of the result
   config.instances.region_overlap = 0.0  # any shared pixel, as in SDS
   config.instances.min_area = 0.0
   config.instances.min_fill = 0.05

@@ -120,6 +120,7 @@ def naive_paint(hypotheses, probs, boxes, options, size, stride):
 )
 def test_paint_equals_naive_loop(mode, stride, size, monkeypatch):
   monkeypatch.setattr(masks, "TILE", 8)  # several tiles
+  monkeypatch.setattr(masks, "TURN", 1 if stride == 1 else 3)
   options = Options(masks=mode, num_masks=2, score_floor=0.5)
   rng = np.random.default_rng(1)
   probs, boxes, found = scene(rng, 7, 9, 3, options)
@@ -138,11 +139,13 @@ def test_paint_is_the_same_for_all_tiles_and_in_a_batch():
   batch = [scene(rng, 12, 10, 2, options) for _ in range(2)]
   probs, boxes, found = jax.tree.map(lambda *x: np.stack(x), *batch)
 
-  def paint(tile):
-    run = functools.partial(masks._paint, size=(45, 38), stride=4, tile=tile)
+  def paint(tile, turn):
+    run = functools.partial(
+      masks._paint, size=(45, 38), stride=4, tile=tile, turn=turn
+    )
     return jax.jit(jax.vmap(run, (0, 0, 0, None)))(found, probs, boxes, options)
 
-  small, large = paint(16), paint(64)
+  small, large = paint(16, 1), paint(64, 16)
   np.testing.assert_array_equal(small.labels, large.labels)
   np.testing.assert_array_equal(small.categories, large.categories)
   np.testing.assert_allclose(small.scores, large.scores, rtol=1e-6)

@@ -66,6 +66,7 @@ def test_equals_naive_loop(program, slots, monkeypatch):
   if program == "chunks":
     monkeypatch.setattr(voting, "CHUNK", 8)  # many chunks a case
   else:
+    monkeypatch.setattr(voting, "_PARTS", 4)  # several passes a case
     monkeypatch.setattr(voting, "_vote_by_chunks", voting._vote_in_passes)
   rng = np.random.default_rng(slots)
   cases, count = 500, 40

@@ -16,8 +16,8 @@ from fcrn_jax.instances.options import Hypotheses, Options, Size
 from fcrn_jax.instances.voting import overlap
 from fcrn_jax.types import Array
 
-TILE = 64  # pixels on a CPU
-LARGE_TILE = 512  # elsewhere
+TILE, TURN = 64, 1  # on a CPU: pixels; hypotheses looked at together
+LARGE_TILE, LONG_TURN = 512, 16  # elsewhere
 
 
 class Painted(NamedTuple):
@@ -98,13 +98,13 @@ def paint(
   return jax.lax.platform_dependent(
     hypotheses, probs, boxes, options,
     cpu=jax.custom_batching.sequential_vmap(
-      functools.partial(run, tile=TILE)
+      functools.partial(run, tile=TILE, turn=TURN)
     ),
-    default=functools.partial(run, tile=LARGE_TILE),
+    default=functools.partial(run, tile=LARGE_TILE, turn=LONG_TURN),
   )  # fmt: skip
 
 
-def _paint(hypotheses, probs, boxes, options, *, size, stride, tile):
+def _paint(hypotheses, probs, boxes, options, *, size, stride, tile, turn):
   # Cells that a tile reads: interpolation needs one more on either side.
   window = tile if stride == 1 else _ceil_div(tile, stride) + 3
   cells = probs.shape[:2]
@@ -126,7 +126,7 @@ def _paint(hypotheses, probs, boxes, options, *, size, stride, tile):
     scores, categories = jnp.stack(scores), jnp.stack(categories)
     labels = _paint_tile(
       hypotheses, tile_probs, boxes, _cut(owners, axes, (2, 3)), scores,
-      categories, options, axes,
+      categories, options, axes, turn,
     )  # fmt: skip
     return jax.tree.map(
       lambda whole, part: jax.lax.dynamic_update_slice(
@@ -222,9 +222,12 @@ def _interpolate(x, axes):
 
 
 def _paint_tile(
-  hypotheses, probs, boxes, owners, scores, categories, options, axes
+  hypotheses, probs, boxes, owners, scores, categories, options, axes, turn
 ):
-  """Labels `r y x` of one tile; `boxes` are all, the rest is the tile's."""
+  """Labels `r y x` of one tile; `boxes` are all, the rest is the tile's.
+
+  The hypotheses that may own a pixel take turns, so many at a time.
+  """
   by_boxes = options.masks == "boxes"
   ranks = jnp.arange(options.num_masks)[:, None, None]
   candidate = (categories > 0) & (scores >= options.score_floor)
@@ -252,22 +255,28 @@ def _paint_tile(
       return value[axes[0].home][:, axes[1].home]
     return _interpolate(value[:, :, None], axes)[:, 0]
 
-  def next_hit(after):
-    return jnp.where(hit & (slots > after), slots, hit.size).min()
-
   def add(state):
-    j, best, labels = state
-    category = hypotheses.classes[j]
-    mine = candidate & (categories == category) & (ranks <= hypotheses.level[j])
-    value = agreement(j, category)
-    better = mine & (value > best)
-    best = jnp.where(better, value, best)
-    return next_hit(j), best, jnp.where(better, j, labels)
+    first, best, labels = state
+    some = jax.lax.dynamic_slice(queue, (first,), (turn,))
+    category, level = (
+      x[some][:, None, None, None]
+      for x in (hypotheses.classes, hypotheses.level)
+    )
+    mine = candidate & (categories == category) & (ranks <= level)
+    mine &= (some < hit.size)[:, None, None, None]
+    value = jax.vmap(agreement)(some, hypotheses.classes[some])[:, None]
+    value = jnp.where(mine, value, -1)
+    better = value.max(0) > best
+    labels = jnp.where(better, some[value.argmax(0)], labels)
+    return first + turn, jnp.maximum(best, value.max(0)), labels
 
   best = jnp.full(scores.shape, options.min_agreement, scores.dtype)
   labels = jnp.full(scores.shape, -1, jnp.int32)
-  state = (next_hit(-1), best, labels)
-  return jax.lax.while_loop(lambda s: s[0] < hit.size, add, state)[2]
+  queue = jnp.sort(jnp.where(hit, slots, hit.size))
+  queue = jnp.pad(queue, (0, turn), constant_values=hit.size)
+  return jax.lax.while_loop(
+    lambda state: queue[state[0]] < hit.size, add, (0, best, labels)
+  )[2]
 
 
 def _may_agree(hypotheses, present, boxes_of):
