@@ -3,11 +3,15 @@
 import os
 import pathlib
 
+from tests import QUICKLY
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-)
-# Compiling is most of what the tests do, and many compile the same programs.
+os.environ["XLA_FLAGS"] = " ".join([
+  os.environ.get("XLA_FLAGS", ""),
+  "--xla_force_host_platform_device_count=4",
+  QUICKLY,
+])  # fmt: skip
+# Many tests compile the same programs.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),

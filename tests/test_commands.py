@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tests import workdirs
+from tests import QUICKLY, workdirs
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = sorted(
@@ -23,7 +23,7 @@ COMMANDS = sorted(
 
 
 def run(*arguments, cache=None, code=0):
-  environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "80"}
+  environment = {**os.environ, "XLA_FLAGS": QUICKLY, "COLUMNS": "80"}
   if cache is not None:
     environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
   done = subprocess.run(
@@ -52,6 +52,7 @@ def workdir(tmp_path_factory):
     inference__flip=True,
     instances__score_floor=0.0,  # lest an untrained network finds nothing
     instances__min_extent=0.0,
+    instances__room=64,  # for all fragments: one program each
   )
 
 

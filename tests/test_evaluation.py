@@ -14,6 +14,7 @@ import pytest
 from fcrn_jax import data, evaluation, inference, instances, oracle
 from fcrn_jax.predictor import Predictor, Result
 from fcrn_jax.types import IGNORE
+from tests import QUICKLY
 
 
 class Data:
@@ -323,7 +324,7 @@ def test_two_processes_score_as_one(tmp_path):
     probe.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{probe.getsockname()[1]}"
   root = pathlib.Path(__file__).parent.parent
-  environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(root)}
+  environment = {**os.environ, "XLA_FLAGS": QUICKLY, "PYTHONPATH": str(root)}
   workers = [
     subprocess.Popen(
       [

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from fcrn_jax import Predictor, files
+from tests import QUICKLY
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -31,7 +32,7 @@ def train(workdir, cache, num_processes, num_steps):
   ]  # fmt: skip
   environment = {
     **os.environ,
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": QUICKLY,
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_COORDINATOR_ADDRESS": address,

@@ -46,8 +46,7 @@ def shard_map_step(step: Callable) -> Callable:
 def replicate(state):
   """The state, equal in all processes, as arrays on all devices of all hosts.
 
-  So that the second step does not compile again, and that a state of pmap,
-  whose arrays know the devices of one host only, can be saved by several.
+  So that the second step does not compile again.
   """
   mesh = Mesh(np.array(jax.devices()), (AXIS,))
   sharding = NamedSharding(mesh, PartitionSpec())
@@ -58,6 +57,17 @@ def replicate(state):
     return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
   return jax.tree.map(put, state)
+
+
+def savable(state):
+  """The replicated state as a checkpoint takes it.
+
+  Several processes save arrays that all of them know, which those of pmap are
+  not. One needs a single copy: of several, each would be cut in pieces.
+  """
+  if jax.process_count() > 1:
+    return replicate(state)
+  return jax.tree.map(lambda x: x.addressable_data(0), state)
 
 
 def split_batch(batch: Mapping[str, np.ndarray], num_devices: int) -> dict:
