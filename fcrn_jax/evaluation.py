@@ -160,7 +160,7 @@ def evaluate(
     ValueError: other categories than the networks', or images that they were
       trained on.
   """
-  _check_categories(predictor, dataset)
+  refuse_other_categories(predictor.categories, dataset)
   if oracle in ("boxes", "both") and not dataset.has_instances:
     raise ValueError(f"{dataset.name} has no instances to take boxes from.")
   leaks = _check_leaks(predictor, dataset, allow_leak, train_sets)
@@ -284,8 +284,9 @@ def _batches(dataset, indices, size, on_error) -> Iterator[list[Example]]:
     yield batch
 
 
-def _check_categories(predictor, dataset):
-  ours, theirs = tuple(predictor.categories), tuple(dataset.categories)
+def refuse_other_categories(names: Sequence[str], dataset: Any) -> None:
+  """ValueError unless a network of the categories `names` fits the data."""
+  ours, theirs = tuple(names), tuple(dataset.categories)
   if ours != theirs:
     raise ValueError(
       f"the networks know the categories {ours} and the data set has {theirs};"

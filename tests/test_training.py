@@ -27,6 +27,16 @@ from tests import workdirs
 DEVICES = 4
 
 
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+  """The curves that were to be drawn, which takes seconds, as arguments."""
+  calls = []
+  monkeypatch.setattr(
+    loop.visualize, "save_curves", lambda *paths: calls.append(paths)
+  )
+  return calls
+
+
 class Pixelwise(nn.Module):
   """A linear map of each pixel to both heads, quick to compile."""
 
@@ -232,7 +242,7 @@ def tiny_config(**changes):
   ("fcrn18_s4_k3_d2", 0.5, [2, 1, 2, 1, 1]),  # coarse to step 3
 ])  # fmt: skip
 def test_continued_run_ends_bit_identical(
-  tmp_path, monkeypatch, name, coarse, factors
+  tmp_path, monkeypatch, drawn, name, coarse, factors
 ):
   config = tiny_config(
     **{"model.name": name, "model.width": 16 if coarse else 64}, coarse=coarse
@@ -256,7 +266,8 @@ def test_continued_run_ends_bit_identical(
     for row in files.read_lines(tmp_path / "parts" / "metrics.jsonl")
   ]
   assert steps == [2, 4, 5, 6]
-  assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000
+  whole = tmp_path / "whole"
+  assert drawn[0] == (whole / "metrics.jsonl", whole / "curves.png")
 
 
 def test_restores_weights_for_inference(tmp_path):
@@ -425,7 +436,7 @@ def test_metrics_writer_drops_what_a_continued_run_repeats(tmp_path):
   ]
 
 
-def squares(split, broken=()):
+def squares(split, broken=(), category="square"):
   """Two images of a bright square each, labelled by functions."""
 
   def image_fn(key):
@@ -438,7 +449,7 @@ def squares(split, broken=()):
   labels = {"semantic": (image[..., 0] > 0).astype(np.uint8)}
   return data.Functions(
     [f"{split}{k}" for k in range(2)], image_fn, lambda _: labels,
-    ("square",), split=split, has_instances=False,
+    (category,), split=split, has_instances=False,
   )  # fmt: skip
 
 
@@ -468,6 +479,13 @@ def test_a_broken_validation_image_is_left_out_where_that_is_asked(tmp_path):
   data_sets = squares("one"), squares("other", broken=["other1"])
   with pytest.raises(ValueError, match="other1 is truncated"):
     loop.train_and_evaluate(tiny_config(**changes), tmp_path / "a", *data_sets)
+  first = squares("one"), squares("other", broken=["other0"])
+  with pytest.raises(ValueError, match="other0 is truncated"):
+    loop.train_and_evaluate(tiny_config(**changes), tmp_path / "c", *first)
+  others = squares("one"), squares("other", category="circle")
+  with pytest.raises(ValueError, match=r"the networks know .*square.*circle"):
+    loop.train_and_evaluate(tiny_config(**changes), tmp_path / "c", *others)
+  assert not (tmp_path / "c").exists()  # nothing was trained before
   changes["data.on_error"] = "skip"
   scores = loop.train_and_evaluate(
     tiny_config(**changes), tmp_path / "b", *data_sets

@@ -270,5 +270,8 @@ def _alike(a, b):
   return same and a.channel_order == b.channel_order
 
 
-def _listed(title, keys):
-  return f" {title}: {', '.join(sorted(keys))}." if keys else ""
+def _listed(title, keys, most=12):
+  if not keys:
+    return ""
+  rest = f" and {len(keys) - most} more" if len(keys) > most else ""
+  return f" {title}: {', '.join(sorted(keys)[:most])}{rest}."

@@ -61,7 +61,10 @@ def train_and_evaluate(
       config.data.train_split = train_data.split
       config.data.val_split = val_data.split
   if scored:
+    # What the evaluation would refuse, before the training.
     check.refuse_leak(train_data, val_data, config.allow_leak)
+    evaluation.refuse_other_categories(train_data.categories, val_data)
+    evaluation.read(val_data, 0, config.data.on_error)
   state = train(config, workdir, train_data, val_data)
   if int(state.step) < config.num_steps:
     logging.info("stopped at step %d; the same command goes on", state.step)
@@ -253,7 +256,7 @@ def train(
         writer.write(now, scalars)
         progress.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
       if saves:
-        checkpointer.save(now, parallel.replicate(state), batches.get_state())
+        checkpointer.save(now, parallel.savable(state), batches.get_state())
       if evaluates:
         checkpointer.wait()
         writer.write(now, _validate(config, workdir, train_data, val_data))
