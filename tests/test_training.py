@@ -29,7 +29,7 @@ DEVICES = 4
 
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
-  """The curves that were to be drawn, which takes seconds, as arguments."""
+  """Lists what curves were to be drawn, which takes seconds, instead."""
   calls = []
   monkeypatch.setattr(
     loop.visualize, "save_curves", lambda *paths: calls.append(paths)
@@ -479,19 +479,28 @@ def test_a_broken_validation_image_is_left_out_where_that_is_asked(tmp_path):
   data_sets = squares("one"), squares("other", broken=["other1"])
   with pytest.raises(ValueError, match="other1 is truncated"):
     loop.train_and_evaluate(tiny_config(**changes), tmp_path / "a", *data_sets)
-  first = squares("one"), squares("other", broken=["other0"])
-  with pytest.raises(ValueError, match="other0 is truncated"):
-    loop.train_and_evaluate(tiny_config(**changes), tmp_path / "c", *first)
-  others = squares("one"), squares("other", category="circle")
-  with pytest.raises(ValueError, match=r"the networks know .*square.*circle"):
-    loop.train_and_evaluate(tiny_config(**changes), tmp_path / "c", *others)
-  assert not (tmp_path / "c").exists()  # nothing was trained before
   changes["data.on_error"] = "skip"
   scores = loop.train_and_evaluate(
     tiny_config(**changes), tmp_path / "b", *data_sets
   )
   assert scores["num_images"] == 1 and scores["skipped_images"] == 1
   assert [p.name for p in (tmp_path / "b/samples").iterdir()] == ["other0.png"]
+
+
+def test_refuses_before_training_what_the_evaluation_would(tmp_path):
+  config, train_data = (
+    tiny_config(**{"model.heads": ("semantic",)}),
+    squares("one"),
+  )
+  with pytest.raises(ValueError, match="other0 is truncated"):
+    loop.train_and_evaluate(
+      config, tmp_path / "c", train_data, squares("other", broken=["other0"])
+    )
+  with pytest.raises(ValueError, match=r"the networks know .*square.*circle"):
+    loop.train_and_evaluate(
+      config, tmp_path / "c", train_data, squares("other", category="circle")
+    )
+  assert not (tmp_path / "c").exists()
 
 
 def test_a_continued_run_may_clip_and_needs_no_pretrained_weights(tmp_path):

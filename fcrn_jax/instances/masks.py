@@ -226,7 +226,7 @@ def _paint_tile(
 ):
   """Labels `r y x` of one tile; `boxes` are all, the rest is the tile's.
 
-  The hypotheses that may own a pixel take turns, so many at a time.
+  `turn` of the hypotheses that may own a pixel are compared at a time.
   """
   by_boxes = options.masks == "boxes"
   ranks = jnp.arange(options.num_masks)[:, None, None]
@@ -265,7 +265,7 @@ def _paint_tile(
     mine = candidate & (categories == category) & (ranks <= level)
     mine &= (some < hit.size)[:, None, None, None]
     value = jax.vmap(agreement)(some, hypotheses.classes[some])[:, None]
-    value = jnp.where(mine, value, -1)
+    value = jnp.where(mine & (value > -jnp.inf), value, -jnp.inf)  # no NaN
     better = value.max(0) > best
     labels = jnp.where(better, some[value.argmax(0)], labels)
     return first + turn, jnp.maximum(best, value.max(0)), labels

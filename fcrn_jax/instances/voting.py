@@ -23,7 +23,7 @@ from fcrn_jax.types import Array
 
 TILE = 32  # cells; of 16, 32 and 64 the best on maps of 63² to 2048²
 CHUNK = TILE * TILE
-_PARTS = 128  # of 32 to 256 the most after which passes hardly get fewer
+_PARTS = 128  # of 32, 64, 128 and 256; more would hardly save passes
 _LAST = np.iinfo(np.int32).max
 
 
@@ -154,7 +154,10 @@ def overlap(corners, box):
   area = jnp.maximum(y1 - y0, 0) * jnp.maximum(x1 - x0, 0)
   own = jnp.maximum(box[2] - box[0], 0) * jnp.maximum(box[3] - box[1], 0)
   shared = height * width
-  return shared / jnp.maximum(area + own - shared, 1e-9)
+  # Not area + own: where that is fused with a product it is another number for
+  # the two boxes exchanged, and two boxes could each suppress the other.
+  both = jnp.minimum(area, own) + jnp.maximum(area, own)
+  return shared / jnp.maximum(both - shared, 1e-9)
 
 
 def _best(scores, priority):
@@ -176,8 +179,9 @@ def _vote_in_passes(scores, corners, groups, priority, threshold, slots):
   A candidate is a keeper if no better one that is left overlaps it, whatever
   the order in which keepers are found. So each pass looks at the best one left
   in every part of the list and keeps those that are not beaten: 5 passes where
-  there are 127 keepers, 61 where there are 5,296 (`--what=voting`). A keeper
-  that is found later may be better, and then takes what it overlaps.
+  there are 127 keepers, 61 where there are 5,296 (`--what=voting`); keepers of
+  one part take a pass each. A candidate's owner is the best keeper found so far
+  that overlaps it.
   """
   count = scores.shape[0]
   length = -(-count // _PARTS)

@@ -31,6 +31,7 @@ class Conventions(NamedTuple):
   box_unit: float = 1.0  # pixels; of a box head in the file
 
 
+_MOST_LISTED = 12  # arrays in an error
 # PROTOCOL b.2: the Caffe ResNets take BGR less the mean, of no scale.
 _CAFFE_INPUT = Preprocessing((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr")
 SOURCES = {
@@ -270,8 +271,9 @@ def _alike(a, b):
   return same and a.channel_order == b.channel_order
 
 
-def _listed(title, keys, most=12):
+def _listed(title, keys):
   if not keys:
     return ""
-  rest = f" and {len(keys) - most} more" if len(keys) > most else ""
-  return f" {title}: {', '.join(sorted(keys)[:most])}{rest}."
+  first, rest = sorted(keys)[:_MOST_LISTED], len(keys) - _MOST_LISTED
+  more = f" and {rest} more" if rest > 0 else ""
+  return f" {title}: {', '.join(first)}{more}."

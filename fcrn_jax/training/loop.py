@@ -61,7 +61,7 @@ def train_and_evaluate(
       config.data.train_split = train_data.split
       config.data.val_split = val_data.split
   if scored:
-    # What the evaluation would refuse, before the training.
+    # What the evaluation would refuse; of the images, the first is tried.
     check.refuse_leak(train_data, val_data, config.allow_leak)
     evaluation.refuse_other_categories(train_data.categories, val_data)
     evaluation.read(val_data, 0, config.data.on_error)

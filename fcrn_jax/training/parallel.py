@@ -63,7 +63,8 @@ def savable(state):
   """The replicated state as a checkpoint takes it.
 
   Several processes save arrays that all of them know, which those of pmap are
-  not. One needs a single copy: of several, each would be cut in pieces.
+  not. One process saves its first device's copy: of copies on several devices,
+  Orbax would cut and write a piece each.
   """
   if jax.process_count() > 1:
     return replicate(state)
