@@ -22,6 +22,7 @@ from fcrn_jax.training import (
   writers,
 )
 from fcrn_jax.types import Preprocessing
+from fcrn_jax.visualize import curves
 from tests import workdirs
 
 DEVICES = 4
@@ -268,6 +269,8 @@ def test_continued_run_ends_bit_identical(
   assert steps == [2, 4, 5, 6]
   whole = tmp_path / "whole"
   assert drawn[0] == (whole / "metrics.jsonl", whole / "curves.png")
+  curves.save_curves(*drawn[0])
+  assert (whole / "curves.png").stat().st_size > 1000
 
 
 def test_restores_weights_for_inference(tmp_path):

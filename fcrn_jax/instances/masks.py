@@ -255,20 +255,21 @@ def _paint_tile(
       return value[axes[0].home][:, axes[1].home]
     return _interpolate(value[:, :, None], axes)[:, 0]
 
+  def claim(j):
+    """Its agreement with the pixels it may own, -inf elsewhere."""
+    category = hypotheses.classes[j]
+    mine = candidate & (categories == category) & (ranks <= hypotheses.level[j])
+    value = agreement(j, category)
+    mine &= (j < hit.size) & (value > -jnp.inf)  # neither padding nor NaN
+    return jnp.where(mine, value, -jnp.inf)
+
   def add(state):
     first, best, labels = state
     some = jax.lax.dynamic_slice(queue, (first,), (turn,))
-    category, level = (
-      x[some][:, None, None, None]
-      for x in (hypotheses.classes, hypotheses.level)
-    )
-    mine = candidate & (categories == category) & (ranks <= level)
-    mine &= (some < hit.size)[:, None, None, None]
-    value = jax.vmap(agreement)(some, hypotheses.classes[some])[:, None]
-    value = jnp.where(mine & (value > -jnp.inf), value, -jnp.inf)  # no NaN
-    better = value.max(0) > best
-    labels = jnp.where(better, some[value.argmax(0)], labels)
-    return first + turn, jnp.maximum(best, value.max(0)), labels
+    claims = jax.vmap(claim)(some)
+    top = claims.max(0)
+    labels = jnp.where(top > best, some[claims.argmax(0)], labels)
+    return first + turn, jnp.maximum(best, top), labels
 
   best = jnp.full(scores.shape, options.min_agreement, scores.dtype)
   labels = jnp.full(scores.shape, -1, jnp.int32)
