@@ -46,7 +46,8 @@ _NETWORK = (
 def refuse_other_config(workdir: PathLike, config: ConfigDict) -> None:
   """ValueError if the workdir was trained with another network's config."""
   for name, (old, new) in _changed(workdir, config).items():
-    if name.startswith(_NETWORK):
+    # A setting that is newer than the workdir was off.
+    if name.startswith(_NETWORK) and (old is not None or new):
       raise ValueError(
         f"{workdir} was trained with config.{name}={old}, and the config now"
         f" has {new}; use a new --workdir, or the config that the workdir was"

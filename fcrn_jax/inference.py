@@ -230,7 +230,14 @@ def resize(
   return cv2.resize(image, (width, height), interpolation=method)
 
 
-def _check_tile(stride: int, options: Options):
+def check_options(stride: int, options: Options) -> None:
+  """ValueError for views or tiles that a network of that stride cannot take."""
+  map_stride(stride, options)
+  if options.tile:
+    _check_tile(stride, options)
+
+
+def _check_tile(stride, options):
   overlap = options.tile_overlap
   if bucket(options.tile) != options.tile or options.tile < 4 * stride:
     raise ValueError(

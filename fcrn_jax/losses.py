@@ -137,14 +137,17 @@ def bootstrapped_box_loss(
   """
   _check_scope(scope)
   index = jnp.where(valid, classes.astype(jnp.int32) - 1, 0)
+  known = (index >= 0) & (index < predicted.shape[-2])
+  index = jnp.where(known, index, 0)
   own = jnp.take_along_axis(predicted, index[..., None, None], axis=-2)
   own = own[..., 0, :].astype(jnp.float32)
   target = jnp.where(valid[..., None], target_boxes, 0).astype(jnp.float32)
   here = jnp.zeros(2)
   overlap = boxes.iou(boxes.decode(own, here), boxes.decode(target, here))
-  overlap = jax.lax.stop_gradient(overlap)
+  overlap = jnp.where(known, jax.lax.stop_gradient(overlap), -1)
   mask = _hardest_in(scope, -overlap, valid, k, None, axis_name)
   losses = optax.losses.huber_loss(own / unit, target / unit).sum(axis=-1)
+  losses = jnp.where(known, losses, jnp.inf)
   loss = _mean(losses * weights, mask, scope, axis_name)
   return loss, {
     **_counts(mask, valid),

@@ -41,6 +41,8 @@ def drawn(monkeypatch):
 class Pixelwise(nn.Module):
   """A linear map of each pixel to both heads, quick to compile."""
 
+  batch_norm: str = "frozen"  # of which it has none
+
   @nn.compact
   def __call__(self, images, train):
     x = nn.Dense(3 + 2 * 4)(images)
@@ -126,7 +128,7 @@ def test_parts_of_a_batch_equal_the_whole():
 def test_parts_that_a_batch_does_not_have_are_refused(tmp_path):
   sound = tiny_config(num_steps=1, batch_size=8, accumulate=2)
   assert loop.train(sound, tmp_path / "a").step == 1
-  with pytest.raises(ValueError, match="accumulate is 3; expected a number"):
+  with pytest.raises(ValueError, match="batch_size is 4; expected a multiple of 12"):
     loop.train(tiny_config(accumulate=3), tmp_path / "b")
 
 

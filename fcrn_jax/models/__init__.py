@@ -6,6 +6,7 @@ Names are fcrn{18,34,50,101,152}_s{1,2,4,8,16,32}_k{1,3,5,7}_d{1,2,6,12,18}
 
 import difflib
 import itertools
+import numbers
 import re
 from collections.abc import Mapping
 
@@ -169,20 +170,29 @@ def create(
       Caffe drops the last cell and we keep it.
   """
   wrong = [
-    head for head, count in heads.items() if head not in HEADS or count < 1
-  ]
+    head for head, count in heads.items()
+    if head not in HEADS
+    or not isinstance(count, numbers.Integral)
+    or count < 1
+  ]  # fmt: skip
   if wrong:
     raise ValueError(
       f"heads is {dict(heads)}; expected counts above 0 for any of {HEADS}."
+    )
+  if not isinstance(classifier_width, numbers.Integral) or classifier_width < 0:
+    raise ValueError(
+      f"classifier_width is {classifier_width}; expected a number of channels,"
+      " or 0 for a linear classifier."
     )
   if batch_norm not in ("frozen", "local", "synced"):
     raise ValueError(
       f"batch_norm is {batch_norm!r}; expected 'frozen', 'local' or 'synced'."
     )
   found = spec(name)
-  if width < 1 or width * found.base_width < 64:
+  least = -(-64 // found.base_width)
+  if not isinstance(width, numbers.Integral) or width < least:
     raise ValueError(
-      f"width is {width}; expected at least {-(-64 // found.base_width)}."
+      f"width is {width}; expected a whole number of at least {least}."
     )
   return FCRN(
     spec=found,

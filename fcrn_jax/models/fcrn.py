@@ -10,11 +10,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from fcrn_jax.models.layers import he_normal, wide_conv
+from fcrn_jax.models.layers import conv, he_normal, wide_conv
 from fcrn_jax.models.resnet import STAGES, ResNet
 from fcrn_jax.types import Array
 
 HEADS = ("semantic", "boxes")
+# Outputs from which on a 3 x 3 is quicker as it is, in half the memory: 0.79 s
+# against 2.04 for 2048 to 512 channels (63 x 63 cells, two cores of an EPYC).
+_MANY = 256
 
 
 class PaperRow(NamedTuple):
@@ -108,6 +111,8 @@ class WideConv(nn.Module):
     kernel = self.param("kernel", he_normal(self.gain), shape)
     bias = self.param("bias", self.bias_init, (self.features,))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    if self.size == 3 and self.features >= _MANY:
+      return conv(x, kernel, 1, self.dilation).astype(jnp.float32) + bias
     return wide_conv(x, kernel, self.dilation) + bias
 
 
@@ -147,7 +152,8 @@ class FCRN(nn.Module):
     Its parameters are the same: only strides and dilations differ.
     """
     dilation, rest = divmod(self.spec.dilation, factor)
-    if (rest and self.spec.kernel > 1) or self.stride * factor > 32:
+    dilated = self.spec.kernel > 1 or self.classifier_width
+    if (rest and dilated) or self.stride * factor > 32:
       raise ValueError(
         f"{self.spec.name} has no network {factor} times as coarse; its stride"
         f" times {factor} must be at most 32 and its classifier's dilation a"

@@ -36,9 +36,9 @@ def apply_within(
   def inside(x):
     keep = True
     for axis in (0, 1):
-      # Of cell i, the first pixel is i * (image length / map length).
-      cells = jnp.arange(x.shape[axis + 1]) * shape[axis]
-      within = cells < sizes[:, axis, None] * x.shape[axis + 1]
+      cells = x.shape[axis + 1]
+      first_pixel = jnp.arange(cells) * (shape[axis] // cells)
+      within = first_pixel < sizes[:, axis, None]
       keep = keep & jnp.expand_dims(within, (2 - axis, 3))
     return jnp.where(keep, x, 0)
 

@@ -166,6 +166,12 @@ def load_pretrained(
       + _listed("Unexpected", (found - expected) | set(weights.unknown))
       + _listed("Of another shape", shapes)
     )
+  box_unit = weights.conventions.box_unit
+  if "params/boxes/classifier/bias" in found and box_unit != model.box_unit:
+    raise ValueError(
+      f"{name} has boxes in units of {box_unit} pixels, the model of"
+      f" {model.box_unit}; create it with box_unit={box_unit}."
+    )
   logging.info(
     "%s: %d arrays loaded; they expect %s.",
     name, len(found), weights.conventions.preprocessing,
@@ -256,12 +262,6 @@ def _check_conventions(name, weights, model, preprocessing):
       " be shifted by 2 pixels; models.create(..., caffe_pool=%s) is exact.",
       name, found.caffe_pool, model.caffe_pool, found.caffe_pool,
     )  # fmt: skip
-  both = "boxes" in model.heads and "boxes" in weights.variables["params"]
-  if both and found.box_unit != model.box_unit:
-    raise ValueError(
-      f"{name} has boxes in units of {found.box_unit} pixels, the model of"
-      f" {model.box_unit}; create it with box_unit={found.box_unit}."
-    )
 
 
 def _alike(a, b):

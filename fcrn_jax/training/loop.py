@@ -17,8 +17,14 @@ from tqdm import tqdm
 from fcrn_jax import checkpoint, data, evaluation, metrics, models, visualize
 from fcrn_jax.data import check, pipeline
 from fcrn_jax.predictor import Predictor, loading
-from fcrn_jax.training import interrupts, optimizer, parallel, step, writers
-from fcrn_jax.types import Preprocessing
+from fcrn_jax.training import (
+  interrupts,
+  optimizer,
+  parallel,
+  settings,
+  step,
+  writers,
+)
 
 _NUM_SAMPLES = 8
 
@@ -102,51 +108,19 @@ def train(
 ) -> step.TrainState:
   """Trains to config.num_steps and returns the last state.
 
-  train_data, val_data: as of train_and_evaluate; the latter is only looked at
-    where config.eval_every asks for scores on the way.
+  train_data, val_data: as of train_and_evaluate, but config.data is kept as it
+    is; the latter is only looked at where config.eval_every asks for scores on
+    the way.
   """
   workdir, config = pathlib.Path(workdir), config.copy_and_resolve_references()
   main_process = jax.process_index() == 0
   if train_data is None:
     train_data = load_split(config, "train")
-  if "boxes" in config.model.heads and not train_data.has_instances:
-    raise ValueError(
-      f"{train_data.name} {train_data.split!r} has no instances to learn boxes"
-      " from; set --config.model.heads='(\"semantic\",)', or add"
-      " SegmentationObject."
-    )
-  if config.eval_every and "semantic" not in config.model.heads:
-    raise ValueError(
-      "config.eval_every needs a network of categories; set it to 0."
-    )
-  crop = tuple(config.data.crop)
-  if len(crop) != 2 or min(crop) < 1:
-    raise ValueError(
-      f"config.data.crop is {crop}; expected height and width in pixels, such"
-      " as '(320, 320)'."
-    )
-  if not 0 <= config.coarse <= 1:
-    raise ValueError(
-      f"config.coarse is {config.coarse}; expected a share of steps, 0 to 1."
-    )
-  parts = jax.device_count() * config.accumulate
-  if config.accumulate != 1 and (parts < 1 or config.batch_size % parts):
-    raise ValueError(
-      f"config.accumulate is {config.accumulate}; expected a number of parts"
-      f" that config.batch_size={config.batch_size} divides into on each of"
-      f" {jax.device_count()} devices."
-    )
   with config.unlocked():
     config.categories = tuple(train_data.categories)
     config.category_ids = tuple(getattr(train_data, "category_ids", ()))
   model = loading.create_model(config)
-  if 0 < config.num_steps <= config.optim.warmup_steps:
-    logging.warning(
-      "config.optim.warmup_steps=%d is not over at config.num_steps=%d: the"
-      " learning rate stays below config.optim.lr",
-      config.optim.warmup_steps,
-      config.num_steps,
-    )
+  settings.check(config, model, train_data)
   learning_rate = optimizer.schedule(
     config.optim.schedule,
     config.optim.lr,
@@ -162,11 +136,17 @@ def train(
   )
   checkpointer = checkpoint.Checkpointer(workdir)
   continued = checkpointer.latest_step is not None
+  if config.model.batch_norm == "frozen" and not (config.weights or continued):
+    logging.warning(
+      "config.model.batch_norm is 'frozen' without config.weights: its"
+      " statistics stay 0 and 1 and the network hardly learns; pass"
+      " --config.weights=FILE, or --config.model.batch_norm=synced"
+    )
   state = _first_state(config, model, tx, "" if continued else config.weights)
   batches = iter(
     pipeline.train_batches(
       train_data,
-      _pipeline_options(config, model.stride),
+      settings.pipeline_options(config, model.stride),
       seed=config.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
@@ -187,8 +167,8 @@ def train(
       step.make_train_step(
         model.coarser(factor),
         tx,
-        _loss_options(config),
-        _preprocessing(config),
+        settings.loss_options(config),
+        settings.preprocessing(config),
         config.ema,
         factor,
         parts=config.accumulate,
@@ -207,7 +187,7 @@ def train(
   # The devices of one CPU share threads: two steps under way at once can each
   # hold those that the other's collectives wait for.
   wait_each_step = jax.default_backend() == "cpu"
-  sums, clock, counted = {}, time.perf_counter(), start
+  sums, counted = {}, start
   progress = tqdm(
     total=config.num_steps,
     initial=start,
@@ -238,7 +218,9 @@ def train(
       sums = _add(sums, scalars) if sums else scalars
       progress.update()
       if now == start + 1:
-        progress.unpause()  # lest the time left counts the compilation
+        # Lest the time left and the speed count the compilation.
+        progress.unpause()
+        clock, timed = time.perf_counter(), now
       last = now == config.num_steps or checkpointer.reached_preemption(now)
       last |= bool(interrupted)
       logs = _due(now, config.log_every) or last
@@ -249,10 +231,11 @@ def train(
         _refuse_infinite(scalars, now, checkpointer.latest_step)
       pause = time.perf_counter()
       if logs:
-        sums, seconds = {}, pause - clock
-        steps, counted, clock = now - counted, now, pause
         scalars["lr"] = float(learning_rate(now - 1))
-        scalars["images_per_second"] = steps * config.batch_size / seconds
+        if now > timed:
+          speed = (now - timed) * config.batch_size / (pause - clock)
+          scalars["images_per_second"] = speed
+        sums, counted, clock, timed = {}, now, pause, now
         writer.write(now, scalars)
         progress.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
       if saves:
@@ -292,46 +275,11 @@ def _first_state(config, model, tx, weights):
   )
   if weights:
     variables = models.load_pretrained(
-      weights, model, variables, preprocessing=_preprocessing(config)
+      weights, model, variables, preprocessing=settings.preprocessing(config)
     )
   # Raw key data: a checkpoint holds plain arrays.
   key_steps = jax.random.key_data(key_steps)
   return step.create_state(key_steps, variables, tx, config.ema)
-
-
-def _pipeline_options(config, stride):
-  label_stride = config.data.label_stride
-  if label_stride and stride % label_stride:
-    raise ValueError(
-      f"data.label_stride is {label_stride}; expected a divisor of the"
-      f" network's stride, {stride}, or 0 for the stride itself."
-    )
-  if config.batch_size % jax.process_count():
-    raise ValueError(
-      f"config.batch_size is {config.batch_size}; expected a multiple of the"
-      f" number of processes, {jax.process_count()}."
-    )
-  names = set(pipeline.PipelineOptions._fields) & set(config.data.keys())
-  return pipeline.PipelineOptions(
-    **{name: config.data[name] for name in names},
-    stride=stride,
-    batch_size=config.batch_size // jax.process_count(),
-  )
-
-
-def _loss_options(config):
-  return step.LossOptions(
-    k=config.loss.k or None,
-    threshold=config.loss.threshold or None,
-    scope=config.loss.scope,
-    box_k=config.loss.box_k or None,
-    box_weight=config.loss.box_weight,
-    box_unit=config.loss.box_unit or config.model.box_unit,
-  )
-
-
-def _preprocessing(config):
-  return Preprocessing(**config.preprocessing.to_dict())
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """One training step as one device sees it; training.parallel runs it on all."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -71,16 +72,16 @@ def make_train_step(
 
   factor: cells of the batch per cell of a model.coarser, on each axis.
   parts: into so many a device's batch is cut, which follow each other and whose
-    gradients and metrics are averaged: one part's activations are held at a
-    time.
+    gradients, metrics and BatchNorm statistics are averaged: one part's
+    activations are held at a time.
   """
 
   def step(state: TrainState, batch: Mapping[str, Array]):
     key = jax.random.fold_in(state.key, state.step)
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
-    def loss_fn(params, batch_stats, batch, key):
-      variables = {"params": params, "batch_stats": batch_stats}
+    def loss_fn(params, batch, key):
+      variables = {"params": params, "batch_stats": state.batch_stats}
       outputs, updates = model.apply(
         variables,
         preprocessing(batch["image"]),
@@ -89,19 +90,18 @@ def make_train_step(
         rngs={"dropout": key},
       )
       loss, metrics = total_loss(outputs, batch, options, factor)
-      return loss, (metrics, updates.get("batch_stats", batch_stats))
+      return loss, (metrics, updates.get("batch_stats", {}))
 
-    def gradients_of(batch_stats, batch, key):
-      (_, (metrics, batch_stats)), gradients = jax.value_and_grad(
-        loss_fn, has_aux=True
-      )(state.params, batch_stats, batch, key)
-      return batch_stats, (gradients, metrics)
-
+    gradients_of = functools.partial(
+      jax.grad(loss_fn, has_aux=True), state.params
+    )
     if parts == 1:
-      found = gradients_of(state.batch_stats, batch, key)
+      found = gradients_of(batch, key)
     else:
-      found = _by_parts(gradients_of, state.batch_stats, batch, key, parts)
-    batch_stats, (gradients, metrics) = jax.lax.pmean(found, AXIS)
+      found = _mean_over_parts(gradients_of, batch, key, parts)
+    gradients, (metrics, batch_stats) = jax.lax.pmean(found, AXIS)
+    if model.batch_norm == "frozen":  # a mean would round them
+      batch_stats = state.batch_stats
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
@@ -122,21 +122,18 @@ def make_train_step(
   return step
 
 
-def _by_parts(gradients_of, batch_stats, batch, key, parts):
-  """gradients_of each part of the batch in turn, averaged."""
+def _mean_over_parts(fn, batch, key, parts):
+  """The mean of fn(part, key) over the parts of a batch, one at a time."""
   batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
   inputs = batch, jax.random.split(key, parts)
-  first = jax.tree.map(lambda x: x[0], inputs)
-  _, shapes = jax.eval_shape(gradients_of, batch_stats, *first)
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, fn(*part)), None
+
+  shapes = jax.eval_shape(fn, *jax.tree.map(lambda x: x[0], inputs))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-  def add(carry, part):
-    batch_stats, total = carry
-    batch_stats, found = gradients_of(batch_stats, *part)
-    return (batch_stats, jax.tree.map(jnp.add, total, found)), None
-
-  (batch_stats, total), _ = jax.lax.scan(add, (batch_stats, zeros), inputs)
-  return batch_stats, jax.tree.map(lambda x: x / parts, total)
+  total, _ = jax.lax.scan(add, zeros, inputs)
+  return jax.tree.map(lambda x: x / parts, total)
 
 
 def total_loss(

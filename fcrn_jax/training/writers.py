@@ -32,6 +32,6 @@ class MetricsWriter:
     row = {"step": int(step)}
     for name, value in scalars.items():
       value = float(value)
-      row[name] = round(value, 7) if math.isfinite(value) else None
+      row[name] = float(f"{value:.7g}") if math.isfinite(value) else None
     with self._path.open("a") as file:
       file.write(json.dumps(row) + "\n")

@@ -1,0 +1,128 @@
+"""What a config says to the training, refused before a run is started."""
+
+import operator
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from fcrn_jax import inference, instances
+from fcrn_jax.data import pipeline
+from fcrn_jax.models import FCRN
+from fcrn_jax.predictor import loading
+from fcrn_jax.training import step
+from fcrn_jax.types import Preprocessing
+
+
+def check(config: ConfigDict, model: FCRN, train_data: Any) -> None:
+  """ValueError for a setting that the training or its evaluation refuses.
+
+  Those of the evaluation count, too: a slip there must not cost a training.
+  """
+  _check_range(config)
+  heads = config.model.heads
+  if "boxes" in heads and not train_data.has_instances:
+    raise ValueError(
+      f"{train_data.name} {train_data.split!r} has no instances to learn boxes"
+      " from; set --config.model.heads='(\"semantic\",)', or add"
+      " SegmentationObject."
+    )
+  if config.eval_every and "semantic" not in heads:
+    raise ValueError(
+      "config.eval_every needs a network of categories; set it to 0."
+    )
+  crop = tuple(config.data.crop)
+  if len(crop) != 2 or min(crop) < 1:
+    raise ValueError(
+      f"config.data.crop is {crop}; expected height and width in pixels, such"
+      " as '(320, 320)'."
+    )
+  parts = jax.device_count() * config.accumulate
+  if config.batch_size % parts:
+    raise ValueError(
+      f"config.batch_size is {config.batch_size}; expected a multiple of"
+      f" {parts}: config.accumulate={config.accumulate} parts on each of"
+      f" {jax.device_count()} devices."
+    )
+  if config.accumulate > 1 and config.loss.scope != "crop":
+    raise ValueError(
+      f"config.loss.scope is {config.loss.scope!r} and config.accumulate"
+      f" {config.accumulate}; hard pixels can be sought in all images of a"
+      " batch only if they are there at once. Set one to 'crop' or 1."
+    )
+  label_stride = config.data.label_stride
+  if label_stride and model.stride % label_stride:
+    raise ValueError(
+      f"config.data.label_stride is {label_stride}; expected a divisor of the"
+      f" network's stride, {model.stride}, or 0 for the stride itself."
+    )
+  loading.fill(instances.Options, config.instances)
+  inference.check_options(
+    model.stride, loading.fill(inference.Options, config.inference)
+  )
+  if 0 < config.num_steps <= config.optim.warmup_steps:
+    logging.warning(
+      "config.optim.warmup_steps=%d is not over at config.num_steps=%d: the"
+      " learning rate stays below config.optim.lr",
+      config.optim.warmup_steps,
+      config.num_steps,
+    )
+
+
+def _check_range(config):
+  """Numbers that say nothing outside of a range, and names."""
+  positive = ("batch_size", "num_steps", "accumulate", "model.box_unit")
+  not_negative = (
+    "optim.lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm",
+    "loss.k", "loss.box_k", "loss.box_weight", "loss.box_unit", "log_every",
+    "checkpoint_every", "eval_every", "eval_images", "data.label_stride",
+  )  # fmt: skip
+  shares = ("ema", "coarse", "loss.threshold", "optim.momentum")
+  for names, fits, expected in (
+    (positive, lambda x: x > 0, "a number above 0"),
+    (not_negative, lambda x: x >= 0, "a number of at least 0"),
+    (shares, lambda x: 0 <= x <= 1, "a share, 0 to 1"),
+  ):
+    for name in names:
+      value = operator.attrgetter(name)(config)
+      if not fits(value):
+        raise ValueError(f"config.{name} is {value}; expected {expected}.")
+  for name, expected in (
+    ("loss.scope", ("crop", "device", "global")),
+    ("preprocessing.channel_order", ("rgb", "bgr")),
+  ):
+    value = operator.attrgetter(name)(config)
+    if value not in expected:
+      raise ValueError(
+        f"config.{name} is {value!r}; expected one of {expected}."
+      )
+
+
+def pipeline_options(
+  config: ConfigDict, stride: int
+) -> pipeline.PipelineOptions:
+  """config.data as this process's input takes it."""
+  names = set(pipeline.PipelineOptions._fields) & set(config.data.keys())
+  return pipeline.PipelineOptions(
+    **{name: config.data[name] for name in names},
+    stride=stride,
+    batch_size=config.batch_size // jax.process_count(),
+  )
+
+
+def loss_options(config: ConfigDict) -> step.LossOptions:
+  """config.loss, where 0 stands for all pixels, none and the box unit."""
+  return step.LossOptions(
+    k=config.loss.k or None,
+    threshold=config.loss.threshold or None,
+    scope=config.loss.scope,
+    box_k=config.loss.box_k or None,
+    box_weight=config.loss.box_weight,
+    box_unit=config.loss.box_unit or config.model.box_unit,
+  )
+
+
+def preprocessing(config: ConfigDict) -> Preprocessing:
+  """config.preprocessing as a function of images."""
+  return Preprocessing(**config.preprocessing.to_dict())
