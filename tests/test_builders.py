@@ -405,6 +405,31 @@ def test_coco_errors_name_the_file_and_the_fix(tmp_path):
     data.load("coco", "val", tmp_path, PARTIAL)
 
 
+@pytest.mark.parametrize(
+  ("part", "change", "words"),
+  [
+    ("images", lambda e: e * 2, r"several images of one id \(\[1\]\)"),
+    ("categories", lambda e: [*e, e[1]], r"categories of one id \(\[18\]\)"),
+    ("images", lambda e: None, "images is None; expected a list"),
+    ("images", lambda e: [1], "images has an entry 1; expected an object"),
+    ("images", lambda e: [e[0] | {"height": None}], r"height .*\(None\)"),
+    ("images", lambda e: [e[0] | {"id": [1]}], r"id .*\(\[1\]\)"),
+    ("categories", lambda e: [*e, {"id": 9, "name": "background"}],
+     "named 'background'"),
+    ("annotations", lambda e: [e[0] | {"segmentation": []}] * 2,
+     "boxes alone: .* all 2 annotations is empty"),
+  ],
+)  # fmt: skip
+def test_a_wrong_coco_json_is_named(tmp_path, part, change, words):
+  file = write_coco(tmp_path, [annotation(1, [[1, 1, 9, 1, 9, 9]])])
+  content = json.loads(file.read_text())
+  content[part] = change(content[part])
+  file.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=words) as error:
+    data.load("coco", "val", tmp_path, PARTIAL)
+  assert str(file) in str(error.value)
+
+
 def test_coco_polygons_of_two_points_cover_nothing(tmp_path):
   square = [2, 2, 5, 2, 5, 5, 2, 5]
   line = [[0, 0, 9, 9]]

@@ -8,6 +8,7 @@ overlap the smaller lies on top (ours: COCO gives no order), and one without a
 visible pixel is left out. With categories="voc" the other 60 are background.
 """
 
+import collections
 import functools
 import json
 import pathlib
@@ -30,6 +31,14 @@ VOC_NAMES = {
   "tv": "tvmonitor",
 }  # fmt: skip
 ROBOFLOW = "_annotations.coco.json"  # in a folder a split, with the images
+_ID = (int, float, str)
+_FIELDS = {  # that the json must have, and what each holds
+  "images": {"id": _ID, "file_name": str, "height": int, "width": int},
+  "annotations": {
+    "image_id": _ID, "category_id": _ID, "segmentation": (list, dict),
+  },
+  "categories": {"id": _ID, "name": str},
+}  # fmt: skip
 _ZIPS = "http://images.cocodataset.org/zips"
 _ANNOTATIONS = "http://images.cocodataset.org/annotations"
 ARCHIVES = {
@@ -72,6 +81,10 @@ HELP = archives.instructions(
 )
 
 
+class Broken(ValueError):
+  """The json is there, and what it says is wrong."""
+
+
 class Options(NamedTuple):
   """Fields of data.load("coco", options=...)."""
 
@@ -105,7 +118,7 @@ def load(path: Any, split: str, options: Options) -> Functions:
     if not options.partial or (folder_path / image["file_name"]).is_file():
       key = str(pathlib.PurePosixPath(image["file_name"]).with_suffix(""))
       if key in images:
-        raise ValueError(
+        raise Broken(
           f"{file} has {image['file_name']} and {images[key]['file_name']},"
           " twice the same or different by their suffix only; rename one."
         )
@@ -114,7 +127,9 @@ def load(path: Any, split: str, options: Options) -> Functions:
     archives.check_counts(
       "coco", official, len(images), SPLITS[official], options.partial
     )
-  table, categories = _categories(content["categories"], options.categories)
+  table, categories = _categories(
+    content["categories"], options.categories, file
+  )
   return Functions(
     sorted(images),
     functools.partial(
@@ -172,29 +187,52 @@ def roboflow_splits(root: pathlib.Path) -> list[str]:
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
   """The file's content, with the lists and fields that it must have."""
-  needed = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("image_id", "category_id", "segmentation"),
-    "categories": ("id", "name"),
-  }
   try:
     content = json.loads(file.read_bytes())
-    missing = set(needed) - set(content)
-  except (OSError, ValueError, TypeError) as error:
-    raise ValueError(f"{file} is no readable json: {error}") from None
+  except (OSError, ValueError) as error:
+    raise Broken(f"{file} is no readable json: {error}") from None
+  missing = set(_FIELDS) - set(content if isinstance(content, dict) else ())
   if missing:
-    raise ValueError(
+    raise Broken(
       f"{file} has no {sorted(missing)}; expected a COCO instances file with "
       "images, annotations and categories."
     )
-  for part, fields in needed.items():
-    for entry in content[part]:
-      if not all(field in entry for field in fields):
-        raise ValueError(
-          f"{file}: an entry of {part} (id {entry.get('id')}) lacks one of "
-          f"{fields}."
-        )
+  for part in _FIELDS:
+    _check_entries(content[part], part, file)
+  outlines = [some["segmentation"] for some in content["annotations"]]
+  if outlines and not any(outlines):
+    raise Broken(
+      f"{file} has boxes alone: the segmentation of all {len(outlines)}"
+      " annotations is empty. Outline the instances, or export them with their"
+      " polygons or masks (as instance segmentation)."
+    )
   return content
+
+
+def _check_entries(entries: Any, part: str, file: pathlib.Path) -> None:
+  """Broken unless `part` of the json is a list of whole, different entries."""
+  if not isinstance(entries, list):
+    raise Broken(f"{file}: {part} is {entries!r:.40}; expected a list.")
+  for entry in entries:
+    if not isinstance(entry, dict):
+      raise Broken(
+        f"{file}: {part} has an entry {entry!r:.40}; expected an object with"
+        f" {', '.join(_FIELDS[part])}."
+      )
+    for field, kind in _FIELDS[part].items():
+      if not isinstance(entry.get(field), kind):
+        raise Broken(
+          f"{file}: an entry of {part} (id {entry.get('id')}) lacks its"
+          f" {field} or has a wrong one ({entry.get(field)!r:.40})."
+        )
+  if part == "annotations":  # whose own ids nothing refers to
+    return
+  counts = collections.Counter(entry["id"] for entry in entries)
+  if twice := [key for key, count in counts.items() if count > 1]:
+    raise Broken(
+      f"{file} has several {part} of one id ({twice[:10]}); give each its own,"
+      " in the annotations too."
+    )
 
 
 def _find_images(
@@ -230,13 +268,20 @@ def _find_images(
 
 
 def _categories(
-  listed: list[dict[str, Any]], which: str
+  listed: list[dict[str, Any]], which: str, file: pathlib.Path
 ) -> tuple[dict[int, int], tuple[str, ...]]:
   """Category 1 ... C by the json's id, and the names of 1 ... C."""
   listed = sorted(listed, key=lambda category: category["id"])
   if which == "all":
     table = {category["id"]: k + 1 for k, category in enumerate(listed)}
-    return table, tuple(category["name"] for category in listed)
+    names = tuple(category["name"] for category in listed)
+    if len({"background", *names}) <= len(names):
+      raise Broken(
+        f"{file} has two categories of one name, or one named 'background',"
+        f" as label 0 is: {names}. Rename it, or take it out with its"
+        " annotations."
+      )
+    return table, names
   names = folder.VOC_LABELS[1:]
   ours = {c["id"]: VOC_NAMES.get(c["name"], c["name"]) for c in listed}
   table = {i: names.index(n) + 1 for i, n in ours.items() if n in names}
@@ -263,12 +308,12 @@ def _by_image(
   listed = {category["id"] for category in content["categories"]}
   for annotation in content["annotations"]:
     if annotation["image_id"] not in grouped:
-      raise ValueError(
+      raise Broken(
         f"{file}: annotation {annotation.get('id')} is of image "
         f"{annotation['image_id']}, which the file does not list."
       )
     if annotation["category_id"] not in listed:
-      raise ValueError(
+      raise Broken(
         f"{file}: annotation {annotation.get('id')} is of category "
         f"{annotation['category_id']}, which the file does not list."
       )
