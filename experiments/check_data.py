@@ -38,7 +38,8 @@ def main():
   from fcrn_jax.data import check, check_report
 
   name = _NAME.value or check.guess_name(_DATA.value)
-  options = {"partial": True} if _PARTIAL.value else {}
+  partial = _PARTIAL.value and name != "folder"  # whose lists say what is whole
+  options = {"partial": True} if partial else {}
   if bool(_TRAIN.value) != bool(_TEST.value):
     raise ValueError("--train_split and --test_split go together; pass both.")
   if _TRAIN.value:

@@ -463,6 +463,9 @@ def test_coco_splits_of_equal_names_in_folders_of_their_own(tmp_path):
   assert stamp["leaked_images"] == 0
   report = check.examine(splits)
   assert [set(report.images[s][0].pixels) for s in splits] == [{0, 1}, {0, 2}]
+  # Their pixels are the same, though.
+  (problem,) = report.problems
+  assert (problem.kind, problem.key) == ("leak", "000000000001")
 
 
 def test_coco_from_archives(tmp_path, monkeypatch):

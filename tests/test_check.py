@@ -17,6 +17,7 @@ from tests.builder_fixtures import (
   SHAPE,
   photo,
   write_cityscapes,
+  write_coco,
   write_lines,
   write_palette,
   write_voc2012,
@@ -204,6 +205,25 @@ def test_prepared_and_official_data_are_checked_too(tmp_path):
   (city / f"gtFine/train/aachen/{name}_gtFine_labelIds.png").write_bytes(b"")
   report = examine("cityscapes", city, partial=True)
   assert ("unreadable", name) in findings(report, "error")
+
+
+def test_a_sample_may_lack_splits_but_not_all_and_none_that_is_named(tmp_path):
+  write_cityscapes(tmp_path / "city", np.full(SHAPE, 26), np.full(SHAPE, 26001))
+
+  def kinds(name, path, splits=()):
+    found = check.open_splits(name, path, splits, {"partial": True})
+    return {(p.kind, p.key) for p in check.examine(*found).problems}
+
+  assert ("absent", "val") in kinds("cityscapes", tmp_path / "city")
+  assert ("missing", "val") in kinds("cityscapes", tmp_path / "city", ["val"])
+  (tmp_path / "none").mkdir()
+  nothing = kinds("cityscapes", tmp_path / "none")
+  assert nothing >= {("missing", "train"), ("missing", "val")}
+  root = write_folder(tmp_path / "in", [OBJECTS.clip(max=2)])
+  assert not kinds("folder", root)
+  write_coco(tmp_path / "coco", [])
+  (tmp_path / "coco/annotations/instances_train2017.json").write_text("{")
+  assert ("unreadable", "train2017") in kinds("coco", tmp_path / "coco")
 
 
 def test_splits_of_voc_and_sbd_are_told_apart(tmp_path):

@@ -207,12 +207,15 @@ def open_splits(
 ) -> tuple[dict[str, Any], list[Problem]]:
   """The data sets of the splits (all, if none is named) that can be opened.
 
-  And what is wrong with the others, or missing in these.
+  And what is wrong with the others, or missing in these. With the option
+  partial a split may be absent, but not one that is named, and not all.
   """
   options, datasets, problems = dict(options or {}), {}, []
-  kind = "absent" if options.get("partial") else "missing"
-  if name == "folder" and not builders.is_prepared(path):
-    options["on_error"] = "skip"
+  kind = "absent" if options.get("partial") and not splits else "missing"
+  if name == "folder":
+    options.pop("partial", None)  # the list of a split says what is whole
+    if not builders.is_prepared(path):
+      options["on_error"] = "skip"
   splits = splits or splits_of(name, path)
   if not splits:
     raise ValueError(
@@ -223,8 +226,14 @@ def open_splits(
     try:
       datasets[split] = data.load(name, split, path, options)
       problems += _missing(datasets[split])
+    except coco.Broken as error:
+      problems.append(Problem("unreadable", split, str(error)))
     except ValueError as error:
       problems.append(Problem(kind, split, str(error)))
+  if not datasets:
+    problems = [
+      p._replace(kind="missing") if p.kind == "absent" else p for p in problems
+    ]
   return datasets, problems
 
 
@@ -309,18 +318,19 @@ def _compare(report: Report) -> list[Problem]:
   same, where = collections.defaultdict(dict), collections.defaultdict(set)
   for split, images in report.images.items():
     for image in images:
-      where[image.key].add(split)
+      key = _source(report.datasets[split]), image.key
+      where[key].add(split)
       if image.digest:
-        same[image.digest][image.key] = True
+        same[image.digest][key] = True
   for keys in map(list, same.values()):
     for i, twin in enumerate(keys[1:], 1):
       apart = [k for k in keys[:i] if not where[k] & where[twin]]
       partner = (apart or keys)[0]
-      words = f"{partner} and {twin} have the same pixels"
+      words = f"{partner[1]} and {twin[1]} have the same pixels"
       splits = f"in {min(where[partner])} and in {min(where[twin])}"
       # Official sets are as they are; their few doubles only deserve a note.
       kind = "leak" if apart and not official else "twice"
-      problems.append(Problem(kind, partner, f"{words}, {splits}."))
+      problems.append(Problem(kind, partner[1], f"{words}, {splits}."))
   return problems
 
 
