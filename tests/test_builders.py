@@ -599,6 +599,31 @@ def test_what_two_functions_may_not_give(change, words):
       data.Functions(["a"], photo, lambda key: {}, ("x",) * number)
 
 
+def test_two_functions_that_find_no_file_name_the_image(tmp_path):
+  (tmp_path / "b").write_text("no picture")
+  dataset = data.Functions(
+    ["a", "b"],
+    lambda key: np.asarray(Image.open(tmp_path / key)),
+    lambda key: {"semantic": OBJECTS.clip(max=1)},
+    ("x",),
+    has_instances=False,
+  )
+  for index, words in enumerate(("No such file", "cannot identify")):
+    key = dataset.ids[index]
+    with pytest.raises(
+      ValueError, match=f"train {key} cannot be read.*{words}"
+    ):
+      dataset[index]
+
+
+def test_ids_are_different_texts():
+  dataset = data.Functions(["a"], photo, lambda key: {}, ("x",))
+  for ids, words in (([1, 2], "no text, such as 1"), (["a", "a"], "twice")):
+    dataset.ids[:] = ids  # the tests' type checker would stop a number before
+    with pytest.raises(ValueError, match=words):
+      dataset.__post_init__()
+
+
 def test_functions_of_categories_alone_say_so():
   labels = {"semantic": OBJECTS.clip(max=1)}
   functions = ["a"], lambda key: photo(0), lambda key: labels, ("x",)

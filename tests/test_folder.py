@@ -319,6 +319,27 @@ def test_folder_without_permission(tmp_path, monkeypatch):
     load(root)
 
 
+def test_an_id_listed_twice_counts_once(tmp_path, caplog):
+  root = make(tmp_path)
+  with open(root / "ImageSets/Segmentation/train.txt", "a") as stream:
+    stream.write("im1\nim1\n")
+  assert load(root).ids == ["im0", "im1", "im2"]
+  assert "train.txt" in caplog.text and "2 images twice" in caplog.text
+
+
+def test_a_tiff_whose_directory_leads_nowhere(tmp_path):
+  path = tmp_path / "image.tif"
+  tifffile.imwrite(path, np.zeros((20, 24), np.uint8))
+  content = bytearray(path.read_bytes())
+  (start,) = struct.unpack("<I", content[4:8])
+  (number,) = struct.unpack("<H", content[start : start + 2])
+  link = start + 2 + 12 * number
+  content[link : link + 4] = struct.pack("<I", len(content) - 8)
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=r"image\.tif cannot be read"):
+    folder.load_image(path)
+
+
 # Real data; the counts were taken by naive loops over the files.
 
 

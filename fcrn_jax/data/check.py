@@ -272,15 +272,24 @@ def examine(
 
 
 def _missing(dataset: Any) -> list[Problem]:
-  """The images that a folder's list has and that lack a file."""
+  """What a folder's list has and the data set has not: repeats, no files."""
   if not isinstance(dataset, folder.Folder):
     return []
   there = set(dataset.ids)
   listed = folder.read_split(dataset.path, dataset.split)
-  missing = [key for key in listed if key not in there]
+  missing = [key for key in dict.fromkeys(listed) if key not in there]
   return [
     Problem("missing", key, message)
     for key, message in zip(missing, dataset.skipped, strict=True)
+  ] + _repeats(dataset.split, listed)
+
+
+def _repeats(split: str, ids: Sequence[str]) -> list[Problem]:
+  """The ids that a split lists more than once."""
+  return [
+    Problem("twice", key, f"{split} lists {key} {count} times.")
+    for key, count in collections.Counter(ids).items()
+    if count > 1
   ]
 
 
@@ -304,11 +313,7 @@ def _compare(report: Report) -> list[Problem]:
   lists = {split: d.ids for split, d in report.datasets.items()}
   official = any(d.name in _SPLITS for d in report.datasets.values())
   for split, ids in lists.items():
-    for key, count in collections.Counter(ids).items():
-      if count > 1:
-        problems.append(
-          Problem("twice", key, f"{split} lists {key} {count} times.")
-        )
+    problems += _repeats(split, ids)
   names = list(lists)
   for i, one in enumerate(names):
     for other in names[i + 1 :]:

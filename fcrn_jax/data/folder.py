@@ -41,6 +41,7 @@ _SPREAD = {"L;2": 85, "L;4": 17}
 _TIFF_BITS, _TIFF_PLANAR = 258, 284  # tags
 _UNREADABLE = (
   OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+  TypeError, KeyError, IndexError,  # of Pillow, from a damaged TIFF
 )  # fmt: skip
 
 
@@ -90,6 +91,13 @@ class Folder:
     """The split's ids that have all their files, and messages on the rest."""
     ids, skipped = [], []
     listed = read_split(self.path, self.split)
+    once = list(dict.fromkeys(listed))
+    if len(once) < len(listed):
+      logging.warning(
+        "%s.txt of %s lists %d images twice; each is taken once.",
+        self.split, self.path, len(listed) - len(once),
+      )  # fmt: skip
+      listed = once
     parts = [
       ("JPEGImages", self._images),
       ("SegmentationClass", self._semantic),

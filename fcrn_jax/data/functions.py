@@ -4,6 +4,7 @@ Every reader in data/builders is such a pair, so check_data, prepare_data and
 the tfds builders treat all data alike.
 """
 
+import collections
 import dataclasses
 import io
 import os
@@ -20,7 +21,7 @@ from fcrn_jax.types import IGNORE, Array
 
 @dataclasses.dataclass(frozen=True)
 class Functions:
-  """A data set (see data.load) made of two functions of an id.
+  """A data set (see data.load) made of two functions of an id, all different.
 
   image_fn(id): a path, the bytes of an image file, or an array H W or H W 3
   of uint8. labels_fn(id): a dict of "semantic" H W (0 background, 1 ... C,
@@ -63,6 +64,17 @@ class Functions:
         f"{self.name} has no images in split {self.split!r}"
         + (f" at {self.path}." if self.path else ": ids is empty.")
       )
+    if wrong := [key for key in self.ids if not isinstance(key, str)]:
+      raise ValueError(
+        f"{self.name} has ids that are no text, such as {wrong[0]!r}; pass"
+        " str(id)."
+      )
+    counts = collections.Counter(self.ids)
+    if twice := [key for key, count in counts.items() if count > 1]:
+      raise ValueError(
+        f"{self.name} {self.split} has ids that are there twice"
+        f" ({twice[:10]}); scores are kept by id: drop the repeats."
+      )
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -70,10 +82,12 @@ class Functions:
   def __getitem__(self, index: int) -> dict[str, Any]:
     key = self.ids[index]
     where = f"{self.name} {self.split} {key}"
-    example = {"id": key, "image": _image(self.image_fn(key), where)}
-    example |= _labels(
-      self.labels_fn(key), example["image"].shape[:2], self, where
-    )
+    try:
+      image, labels = self.image_fn(key), self.labels_fn(key)
+    except OSError as error:  # so that on_error="skip" can leave it out
+      raise ValueError(f"{where} cannot be read: {error}") from error
+    example = {"id": key, "image": _image(image, where)}
+    example |= _labels(labels, example["image"].shape[:2], self, where)
     if self.membership:
       example["membership"] = {
         flag: key in members for flag, members in self.membership.items()
