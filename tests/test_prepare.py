@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from tests.builder_fixtures import (
   write_coco,
   write_lines,
   write_palette,
+  write_voc2012,
 )
 
 COMMAND = (sys.executable, "-m", "experiments.prepare_data")
@@ -231,6 +233,77 @@ def test_bad_images_stop_the_run_or_are_left_out(
   assert load(out).ids == expected
   with pytest.raises(ValueError, match="expected 'raise' or 'skip'"):
     shards.prepare({"train": load(root)}, out, on_error="ignore")
+
+
+def test_what_was_left_out_is_not_taken_for_whole(tmp_path):
+  root, out = write_folder(tmp_path / "in", 3), tmp_path / "out"
+  file = root / "JPEGImages" / "train1.jpg"
+  whole = file.read_bytes()
+  file.write_bytes(whole[:300])
+  shards.prepare({"train": load(root)}, out, on_error="skip")
+  file.write_bytes(whole)
+  with pytest.raises(ValueError, match="'skip' left out"):
+    shards.prepare({"train": load(root)}, out)
+  shards.prepare({"train": load(root)}, out, on_error="skip")
+  shards.prepare({"train": load(root)}, out, overwrite=True)
+  assert_same(load(out), load(root))
+
+
+def test_shards_that_do_not_say_of_what_are_refused(tmp_path):
+  root, out = write_folder(tmp_path / "in", 3), tmp_path / "out"
+  shards.prepare({"train": load(root)}, out)
+  (out / ".folder-train.array_record.json").unlink()
+  with pytest.raises(ValueError, match="shards of split 'train' without"):
+    shards.prepare({"train": load(root)}, out)
+  shards.prepare({"train": load(root)}, out, overwrite=True)
+  assert_same(load(out), load(root))
+
+
+def killed(key):
+  if key == "b1":
+    os.kill(os.getpid(), signal.SIGKILL)
+  return photo(0)
+
+
+def labels(key):
+  return {"semantic": OBJECTS.clip(max=1)}
+
+
+def functions(**options):
+  ids = ["a0", "a1", "b0", "b1", "c0", "c1"]
+  return data.Functions(
+    ids, killed, labels, ("x",), has_instances=False, **options
+  )
+
+
+def test_a_killed_worker_ends_the_run(tmp_path, small_shards):
+  dataset = functions(path=tmp_path)
+  with pytest.raises(ValueError, match="Take fewer processes"):
+    shards.prepare({"train": dataset}, tmp_path / "out", processes=2)
+
+
+def test_data_of_no_known_source_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="neither path nor source"):
+    shards.prepare({"train": functions()}, tmp_path / "out")
+  assert records.metadata({"train": functions()})["source"] == {"train": None}
+
+
+def test_prepared_data_of_voc_are_prepared_again(tmp_path):
+  write_voc2012(tmp_path / "in")
+  options = {"partial": True}
+  raw = data.load("voc2012_sbd", "seg_val", tmp_path / "in", options)
+  shards.prepare({"seg_val": raw}, tmp_path / "one")
+  once = data.load("voc2012_sbd", "seg_val", tmp_path / "one")
+  shards.prepare({"seg_val": once}, tmp_path / "two")
+  twice = data.load("voc2012_sbd", "seg_val", tmp_path / "two")
+  assert twice[0]["membership"] == raw[0]["membership"]
+
+
+def test_broken_descriptions_are_named(tmp_path):
+  shards.prepare({"train": load(write_folder(tmp_path / "in", 1))}, tmp_path)
+  (tmp_path / "metadata.json").write_text("{")
+  with pytest.raises(ValueError, match=r"metadata\.json is not valid JSON"):
+    load(tmp_path)
 
 
 def test_missing_and_broken_shards_are_named(tmp_path, small_shards):

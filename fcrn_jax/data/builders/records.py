@@ -15,7 +15,6 @@ it too. Features of a record:
 """
 
 import io
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -32,6 +31,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from fcrn_jax.data import folder
 from fcrn_jax.data.functions import source_of
+from fcrn_jax.files import read_json
 from fcrn_jax.types import Array
 
 
@@ -65,7 +65,7 @@ def metadata(datasets: Mapping[str, Any]) -> tfds.core.MetadataDict:
     category_ids=list(getattr(some, "category_ids", ())),
     background=some.background,
     has_instances=some.has_instances,
-    source={split: str(source_of(d)) for split, d in datasets.items()},
+    source={split: source_of(d) for split, d in datasets.items()},
     ids={split: list(d.ids) for split, d in datasets.items()},
   )
 
@@ -131,7 +131,7 @@ def _image_bytes(
 
 def read_metadata(path: pathlib.Path) -> dict[str, Any]:
   """The content of metadata.json."""
-  return json.loads((path / "metadata.json").read_text())
+  return read_json(path / "metadata.json")
 
 
 class Prepared:
@@ -140,7 +140,7 @@ class Prepared:
   def __init__(self, path: Any, split: str):
     self.path = pathlib.Path(path).expanduser()
     about = read_metadata(self.path)
-    info = json.loads((self.path / "dataset_info.json").read_text())
+    info = read_json(self.path / "dataset_info.json")
     lengths = {
       s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]
     }
@@ -156,6 +156,7 @@ class Prepared:
     self.background = about["background"]
     self.has_instances = about["has_instances"]
     self.ids = about["ids"][split]
+    self.membership = _flags(self.path)
     self._source = array_record_data_source.ArrayRecordDataSource(
       _instructions(self.path, info["name"], split, lengths[split])
     )
@@ -202,6 +203,13 @@ class Prepared:
       f"record {index} ({self.ids[index]}) of {self.path}, split {self.split}, "
       f"cannot be read ({reason}); prepare the data again, with --overwrite."
     )
+
+
+def _flags(path: pathlib.Path) -> tuple[str, ...]:
+  """The names of the membership's bools, from features.json."""
+  fields = read_json(path / "features.json")["featuresDict"]["features"]
+  fields = fields.get("membership", {})
+  return tuple(fields.get("featuresDict", {}).get("features", {}))
 
 
 def _instructions(

@@ -6,7 +6,6 @@ are; this one writes the same files without.
 
 import functools
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -14,6 +13,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fcrn_jax.data.builders import records
 from fcrn_jax.data.functions import source_of
-from fcrn_jax.files import replacing
+from fcrn_jax.files import read_json, write_json
 
 _VERSION = "1.0.0"
 _PER_SHARD = 64  # about 8 MB of VOC; the unit of resuming and of parallel work
@@ -55,6 +55,13 @@ def prepare(
   """
   if on_error not in ("raise", "skip"):
     raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'.")
+  for dataset in datasets.values():
+    if source_of(dataset) is None:
+      raise ValueError(
+        f"{dataset.name} {dataset.split!r} has neither path nor source, by"
+        " which to know it again; pass data.Functions the folder of the images"
+        " as path."
+      )
   directory = pathlib.Path(directory).expanduser()
   about = records.metadata(datasets)
   some = next(iter(datasets.values()))
@@ -89,7 +96,7 @@ def write_split(
   shards = min(_MAX_SHARDS, -(-len(dataset) // _PER_SHARD))
   edges = [len(dataset) * i // shards for i in range(shards + 1)]
   stem = f"{dataset.name}-{dataset.split}.array_record"
-  _check_same(dataset, directory / f".{stem}.json", shards)
+  _check_same(dataset, directory / f".{stem}.json", shards, on_error)
   jobs = [
     Shard(directory / f"{stem}-{i:05d}-of-{shards:05d}", edges[i], edges[i + 1])
     for i in range(shards)
@@ -121,8 +128,10 @@ def remove(directory: pathlib.Path, stem: str) -> None:
   (directory / f".{stem}.array_record.json").unlink(missing_ok=True)
 
 
-def _check_same(dataset: Any, file: pathlib.Path, shards: int) -> None:
-  """ValueError if `file` says that the shards here are of other data."""
+def _check_same(
+  dataset: Any, file: pathlib.Path, shards: int, on_error: str
+) -> None:
+  """ValueError unless `file` says that the shards here, if any, fit."""
   source = str(source_of(dataset))
   told = "\n".join(map(str, (source, dataset.categories, dataset.ids)))
   plan = {
@@ -130,14 +139,27 @@ def _check_same(dataset: Any, file: pathlib.Path, shards: int) -> None:
     "shards": shards,
     "hash": hashlib.sha256(told.encode()).hexdigest(),
   }
-  if file.is_file() and json.loads(file.read_text()) != plan:
+  remedy = "choose another output, or overwrite it (--overwrite)."
+  where = f"{file.parent} holds"
+  if file.is_file():
+    before = read_json(file)
+    skipped = before.pop("on_error", "raise") == "skip"
+    if before != plan:
+      raise ValueError(
+        f"{where} other data of split {dataset.split!r}, from"
+        f" {before.get('source')}; {remedy}"
+      )
+    if skipped and on_error == "raise":
+      raise ValueError(
+        f"{where} split {dataset.split!r} without the images that on_error="
+        f"'skip' left out; go on with 'skip', {remedy}"
+      )
+  elif any(file.parent.glob(f"{file.stem.removeprefix('.')}-*")):
     raise ValueError(
-      f"{file.parent} holds other data of split {dataset.split!r}, from "
-      f"{json.loads(file.read_text())['source']}; choose another output, or "
-      "overwrite it (--overwrite)."
+      f"{where} shards of split {dataset.split!r} without {file.name}, which"
+      f" says of what; copy it too, {remedy}"
     )
-  with replacing(file) as temporary:
-    temporary.write_text(json.dumps(plan))
+  write_json(file, {**plan, "on_error": on_error}, indent=None)
 
 
 def _map(
@@ -149,10 +171,19 @@ def _map(
     return
   # "spawn": a fork of a process with threads may hang.
   context = multiprocessing.get_context("spawn")
-  with context.Pool(
-    min(processes, len(jobs)), initializer=_start, initargs=(dataset, on_error)
+  with futures.ProcessPoolExecutor(
+    min(processes, len(jobs)), context, _start, (dataset, on_error)
   ) as pool:
-    yield from pool.imap(_write_job, jobs)
+    try:
+      yield from pool.map(_write_job, jobs)
+    except futures.process.BrokenProcessPool:
+      raise ValueError(
+        f"one of {processes} worker processes ended before its time: killed,"
+        " perhaps for want of memory, or never started (its own words are"
+        " above; a script must guard its start by __name__ == '__main__')."
+        " Take fewer processes; the same call or command goes on where this"
+        " one stopped."
+      ) from None
 
 
 _worker: Any = None  # a worker process's _write for its data set
@@ -210,7 +241,7 @@ def _merge(
         f"{about[field]}); choose another output, or overwrite all of its "
         "splits (--overwrite)."
       )
-  info = json.loads((directory / "dataset_info.json").read_text())
+  info = read_json(directory / "dataset_info.json")
   about["ids"] = before["ids"] | about["ids"]
   about["source"] = before["source"] | about["source"]
   return {
