@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from absl import flags, logging
-from PIL import Image
 
 from fcrn_jax import cpu
 
 _PACKAGES = pathlib.Path(jax.__file__).parents[1]
-_MAX_PIXELS = 2**30  # of an image; PIL's default is for strangers' pictures
 _QUIET = f"{_PACKAGES}/orbax/", f"{_PACKAGES}/jax/"
 
 
@@ -22,7 +20,6 @@ def start() -> None:
   The cache lies in $JAX_COMPILATION_CACHE_DIR or ~/.cache/fcrn_jax.
   """
   cpu.prepare()
-  Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_worth_showing)

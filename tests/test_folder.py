@@ -1,6 +1,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -200,13 +202,13 @@ def damage(root, path, content):
 
 
 def bomb():
-  """A PNG of 20,000 x 20,000 pixels in a few bytes."""
+  """A PNG of 60,000 x 60,000 pixels in a few bytes."""
 
   def chunk(kind, body):
     check = zlib.crc32(kind + body)
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
 
-  header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+  header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
   rows = zlib.compress(b"\0" * 1000)
   chunks = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
   return b"\x89PNG\r\n\x1a\n" + chunks
@@ -238,6 +240,20 @@ def test_decompression_bomb(tmp_path):
   damage(root, "JPEGImages/im1.jpg", bomb())
   with pytest.raises(ValueError, match=r"im1\.jpg is too large.*MAX_IMAGE"):
     load(root)[1]
+
+
+def test_large_scans_are_read_in_every_process():
+  code = """
+import io
+from PIL import Image
+from fcrn_jax.data import folder
+file = io.BytesIO()
+Image.new("1", (20_000, 10_000)).save(file, "PNG")  # 200 Mpx
+Image.open(file)
+"""
+  command = [sys.executable, "-W", "error", "-c", code]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 def test_wrong_size(tmp_path):

@@ -35,6 +35,11 @@ VOC_LABELS = (
   "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person",
   "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+# Pillow's own limit is for strangers' pictures; set here, it holds in worker
+# processes too. Whoever has set a higher one, or None, keeps it.
+_MAX_PIXELS = 2**30
+if Image.MAX_IMAGE_PIXELS is not None:
+  Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, _MAX_PIXELS)
 _GRAY = ("P", "L", "1", "I;16", "I;16B", "I")
 # Gray of few bits is spread over 0 ... 255 by Pillow.
 _SPREAD = {"L;2": 85, "L;4": 17}
