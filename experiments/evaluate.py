@@ -8,7 +8,8 @@
 An oracle takes categories, boxes or both from the truth: what is then missing
 to 1 is the fault of the rest. The worst images are drawn in W/worst_<split>.
 Scores of an oracle, of one view (--notta), of an older --step and of a part
-(--max_images) go to files of their own: eval_<split>_one_view.json.
+(--max_images) go to files of their own: eval_<split>_one_view.json, and so do
+their pictures: worst_<split>_one_view.
 """
 
 import pathlib
@@ -32,7 +33,7 @@ _ORACLE = flags.DEFINE_enum(
   "oracle", "", ["", "categories", "boxes", "both"], "What is true, not found."
 )
 _WORST = flags.DEFINE_integer(
-  "worst", 0, "Draw so many of the worst images.", lower_bound=0
+  "worst", 0, "Draw so many of the worst images.", 0, 20
 )
 _ALLOW_LEAK = flags.DEFINE_bool(
   "allow_leak", False, "Score images of the training set, marked as such."
@@ -65,11 +66,15 @@ def main():
   )
   print(evaluation.table(scores))
   if _WORST.value:
-    directory = pathlib.Path(workdir) / f"worst_{dataset.split}"
+    if _ORACLE.value:
+      suffix = f"_oracle_{_ORACLE.value}{suffix}"  # as the json has it
+    directory = pathlib.Path(workdir) / f"worst_{dataset.split}{suffix}"
     places = {key: index for index, key in enumerate(dataset.ids)}
     ids = scores["worst_images"][: _WORST.value]
     examples = [dataset[places[key]] for key in ids]
-    evaluation.draw(predictor, examples, directory, numbered=True)
+    evaluation.draw(
+      predictor, examples, directory, numbered=True, oracle=_ORACLE.value
+    )
     print(f"pictures: {directory}")
 
 

@@ -158,7 +158,7 @@ def predict_files(
 
   output = pathlib.Path(output)
   output.mkdir(parents=True, exist_ok=True)
-  rows, failed, writing = [], [], collections.deque()
+  found, failed, writing = [], [], collections.deque()
   size, ids = predictor.batch_size, image_ids(files)
 
   def read_or_reason(item):
@@ -175,7 +175,7 @@ def predict_files(
 
   def finish(until):
     while len(writing) > until:
-      rows.extend(writing.popleft().result())
+      found.append(writing.popleft().result())
 
   batch = []
   bar = tqdm(total=len(files), desc="predict", unit="image")
@@ -197,7 +197,9 @@ def predict_files(
       bar.update(len(batch))
       finish(0)
   finally:  # what is done by then stays of use
-    write_json(output / "predictions.json", rows, indent=None)
+    if found:  # or an earlier run's would be lost for nothing
+      rows = [row for rows in found for row in rows]
+      write_json(output / "predictions.json", rows, indent=None)
   return failed
 
 

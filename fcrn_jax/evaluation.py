@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fcrn_jax import data, files, metrics, visualize
 from fcrn_jax.data import check
 from fcrn_jax.metrics import protocols
-from fcrn_jax.oracle import Example, Oracle, predict
+from fcrn_jax.oracle import Example, Oracle, oracle_maps, predict
 from fcrn_jax.predictor import Predictor, Result, read_ahead
 from fcrn_jax.types import IGNORE
 
@@ -57,7 +57,12 @@ class Scores:
     self.components.add(*found, *_truth(example, count_void))
 
   def merge(self, other: "Scores") -> None:
-    """Adds another host's images."""
+    """Adds another host's images; ValueError for one that both have."""
+    if both := sorted(self.by_image.keys() & other.by_image.keys()):
+      raise ValueError(
+        f"two processes scored {len(both)} images both, such as {both[0]}:"
+        " their shares overlap, or the data set lists an image twice."
+      )
     self.confusion += other.confusion
     self.by_image |= other.by_image
     if self.ours is not None:
@@ -212,8 +217,11 @@ def table(scores: Mapping[str, Any]) -> str:
 
 
 def counts_void(dataset: Any) -> bool:
-  """Whether void pixels count as mistakes of a mask, as in SDS's protocol."""
-  return dataset.name == "voc2012_sbd"
+  """Whether void pixels count as mistakes of a mask, as in SDS's protocol.
+
+  It is of SBD's annotation, which has no void; VOC's has void borders.
+  """
+  return dataset.name == "voc2012_sbd" and dataset.split.startswith("sbd")
 
 
 def draw(
@@ -221,19 +229,25 @@ def draw(
   examples: Sequence[Example],
   directory: str | os.PathLike,
   numbered: bool = False,
+  oracle: Oracle = "",
 ) -> None:
   """The whole chain for each example, see visualize.sample, as <id>.png.
 
-  numbered: names begin with the example's number.
+  numbered: names begin with the example's number, and pictures of an earlier
+  call that do are removed. oracle: as in evaluate.
   """
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
+  for old in directory.glob("[0-9][0-9]_*.png") if numbered else ():
+    old.unlink()
   for number, example in enumerate(examples):
     image = example["image"]
-    maps = predictor.maps(image)
-    picture = visualize.sample(
-      image, predictor.group(maps, image), example, maps, predictor.stride
-    )
+    maps = oracle_maps(predictor, example, oracle)
+    if oracle == "both":  # grouped in a way of its own
+      (result,) = predict(predictor, [example], oracle)
+    else:
+      result = predictor.group(maps, image)
+    picture = visualize.sample(image, result, example, maps, predictor.stride)
     prefix = f"{number:02}_" if numbered else ""
     name = str(example["id"]).replace("/", "_")  # an id may name a folder
     visualize.save(directory / f"{prefix}{name}.png", picture)

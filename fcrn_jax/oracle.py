@@ -74,6 +74,26 @@ def perfect_result(
   return result
 
 
+def oracle_maps(predictor: Predictor, example: Example, oracle: Oracle) -> Maps:
+  """The predictor's maps, with the categories, boxes or both made true."""
+  if not oracle:
+    return predictor.maps(example["image"])
+  true = true_maps(
+    example,
+    predictor.stride,
+    len(predictor.categories),
+    with_boxes=oracle != "categories",
+  )
+  if oracle == "both":
+    return true
+  maps = predictor.maps(example["image"])
+  if oracle == "categories":
+    return Maps(true.probs, maps.boxes)
+  known = true.probs[..., :1, None] == 0
+  others = 0 if maps.boxes is None else maps.boxes
+  return Maps(maps.probs, np.where(known, true.boxes, others))
+
+
 def predict(
   predictor: Predictor, examples: Sequence[Example], oracle: Oracle
 ) -> list[Result]:
@@ -85,20 +105,7 @@ def predict(
       perfect_result(example, predictor.stride, predictor.options)
       for example in examples
     ]
-  results = []
-  for example in examples:
-    maps = predictor.maps(example["image"])
-    true = true_maps(
-      example,
-      predictor.stride,
-      len(predictor.categories),
-      with_boxes=oracle == "boxes",
-    )
-    if oracle == "categories":
-      maps = Maps(true.probs, maps.boxes)
-    else:
-      known = true.probs[..., :1, None] == 0
-      others = 0 if maps.boxes is None else maps.boxes
-      maps = Maps(maps.probs, np.where(known, true.boxes, others))
-    results.append(predictor.group(maps, example["image"]))
-  return results
+  return [
+    predictor.group(oracle_maps(predictor, example, oracle), example["image"])
+    for example in examples
+  ]

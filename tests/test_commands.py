@@ -135,6 +135,27 @@ def test_predict_a_glob_and_nothing(workdir, cache, tmp_path):
   assert "error: no images at" in text and "Traceback" not in text
 
 
+def test_a_run_that_reads_nothing_keeps_earlier_predictions(tmp_path):
+  # In a process of its own: experiments.predict defines flags.
+  code = f"""
+import pathlib, types
+from experiments import predict
+folder = pathlib.Path({str(tmp_path)!r})
+(folder / "a.png").write_text("no picture")
+(folder / "predictions.json").write_text("[7]")
+failed = predict.predict_files(
+  types.SimpleNamespace(batch_size=1, predict_batch=list),
+  {{"a": folder / "a.png"}}, folder
+)
+assert len(failed) == 1
+assert (folder / "predictions.json").read_text() == "[7]"
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+
+
 def test_equal_stems_get_their_suffix(workdir, cache, tmp_path):
   image = Image.fromarray(np.zeros((32, 32), np.uint8))
   for name in ("a.png", "a.jpg", "b.png"):
@@ -154,7 +175,10 @@ def test_evaluate_and_tune(workdir, cache):
   before = json.loads((workdir / "eval_val.json").read_text())
   assert before["checkpoint_step"] == 7 and before["num_images"] == 3
   assert "flip=True" in before["views"]
-  run(*evaluate, "--oracle=both", "--protocol=mnc", "--notta", cache=cache)
+  run(*evaluate, "--oracle=both", "--protocol=mnc", "--notta", "--worst=1",
+      cache=cache)  # fmt: skip
+  (worst,) = (workdir / "worst_val_oracle_both_one_view").iterdir()
+  assert worst.name.startswith("00_")
   oracle = workdir / "eval_val_oracle_both_one_view.json"
   oracle = json.loads(oracle.read_text())
   assert oracle["protocol"] == "mnc" and oracle["ap_r_0.5"] > 0.5

@@ -149,7 +149,9 @@ def test_the_worst_images_come_first(has_instances):
 
 def test_void_of_sbd_is_no_excuse():
   dataset = Data([TRUTH])
-  dataset.name = "voc2012_sbd"
+  dataset.name, dataset.split = "voc2012_sbd", "seg_val"
+  assert not evaluation.counts_void(dataset)  # VOC's own borders are void
+  dataset.split = "sbd_val"
   scores = evaluation.evaluate(Recorded([FOUND]), dataset, progress=False)
   assert scores["matching_0.5"] == pytest.approx(2 / 4)
   # VOC counts an absent class as 0 of 1, which here changes nothing.
@@ -261,6 +263,35 @@ def test_pictures_of_ids_in_folders_and_without_instances(tmp_path):
   example = {**shapes(1)[0], "id": "train/0001"}
   evaluation.draw(Blind(None, 8, shapes().categories), [example], tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == ["train_0001.png"]
+
+
+def test_an_oracle_draws_what_it_found(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(
+    evaluation.visualize, "sample", lambda *given: drawn.append(given)
+  )
+  monkeypatch.setattr(
+    evaluation.visualize, "save", lambda path, _: path.touch()
+  )
+  (tmp_path / "07_old.png").touch()
+  example = Data([TRUTH])[0]
+  predictor = Predictor(
+    None, 1, Data.categories, options=instances.Options(min_fill=0.0)
+  )
+  evaluation.draw(predictor, [example], tmp_path, True, "both")
+  assert [p.name for p in tmp_path.iterdir()] == ["00_image0.png"]
+  ((_, result, _, maps, _),) = drawn
+  assert sorted(result.classes.tolist()) == [1, 1, 2]
+  np.testing.assert_array_equal(
+    maps.probs, oracle.true_maps(example, 1, 2).probs
+  )
+
+
+def test_an_image_that_two_processes_scored_is_refused():
+  one, other = (evaluation.Scores(3, False, "sds") for _ in range(2))
+  one.by_image, other.by_image = {"a": 1.0, "b": 1.0}, {"b": 1.0}
+  with pytest.raises(ValueError, match="1 images both, such as b"):
+    one.merge(other)
 
 
 def test_true_maps_of_a_typed_out_image():

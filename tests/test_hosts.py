@@ -68,7 +68,7 @@ def test_two_hosts_train_save_continue_and_score_as_one(tmp_path):
   assert [row["step"] for row in rows["two"]] == [1, 2, 2, 3, 4, 4]
   for one, two in zip(rows["one"], rows["two"], strict=True):
     assert one.keys() == two.keys()
-    for name in {"loss", "gradient_norm", "mean_iou"} & one.keys():
+    for name in {"loss", "gradient_norm", "val_mean_iou"} & one.keys():
       assert two[name] == pytest.approx(one[name], rel=2e-3), (one, name)
   scores = json.loads((tmp_path / "two/eval_val.json").read_text())
   assert scores["checkpoint_step"] == 4
