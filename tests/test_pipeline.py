@@ -209,6 +209,13 @@ def test_wrong_options():
     pipeline.train_batches(Numbered(0), OPTIONS, 0)
   with pytest.raises(ValueError, match="on_error is 'ignore'"):
     pipeline.train_batches(Numbered(2), OPTIONS._replace(on_error="ignore"), 0)
+  for name, value in (
+    ("scale", (1.3, 0.7)), ("scale", (0.0, 1.0)), ("scale", (1.0,)),
+    ("input_scale", 0.0), ("aspect", -0.1), ("noise", -0.1), ("rotation", -5.0),
+    ("invert", 1.5), ("box_weighting", "volume"),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match=f"{name} is "):
+      pipeline.train_batches(Numbered(2), OPTIONS._replace(**{name: value}), 0)
 
 
 def test_nuclei_boxes_are_those_of_the_nuclei(real_data):

@@ -64,10 +64,7 @@ def train_batches(
 
   if len(dataset) == 0:
     raise ValueError(f"data set {dataset.name!r} has no images.")
-  if options.on_error not in ("raise", "skip"):
-    raise ValueError(
-      f"on_error is {options.on_error!r}; expected 'raise' or 'skip'."
-    )
+  _check(options)
   examples = (
     grain.MapDataset.range(len(dataset))
     .seed(seed)
@@ -92,6 +89,33 @@ def train_batches(
   iterator = iter(batches)
   atexit.register(_close, weakref.ref(iterator))
   return iterator
+
+
+def _check(options: PipelineOptions) -> None:
+  """ValueError for a setting that fails only later, or without a word."""
+  o = options
+  if o.on_error not in ("raise", "skip"):
+    raise ValueError(f"on_error is {o.on_error!r}; expected 'raise' or 'skip'.")
+  if len(o.scale) != 2 or not 0 < o.scale[0] <= o.scale[1]:
+    raise ValueError(
+      f"scale is {o.scale}; expected two numbers above 0, the lower one first."
+    )
+  if o.input_scale <= 0:
+    raise ValueError(f"input_scale is {o.input_scale}; expected one above 0.")
+  for name in (
+    "aspect", "rotation", "elastic", "brightness", "contrast", "gamma", "noise",
+  ):  # fmt: skip
+    if getattr(o, name) < 0:
+      raise ValueError(
+        f"{name} is {getattr(o, name)}; expected 0 (none) or more."
+      )
+  if not 0 <= o.invert <= 1:
+    raise ValueError(f"invert is {o.invert}; expected a share, 0 ... 1.")
+  if o.box_weighting not in transforms.WEIGHTINGS:
+    raise ValueError(
+      f"box_weighting is {o.box_weighting!r}; expected one of"
+      f" {transforms.WEIGHTINGS}."
+    )
 
 
 def _mark_flags_parsed() -> None:
