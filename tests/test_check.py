@@ -97,6 +97,7 @@ def test_the_command_writes_its_report_and_exits_with_1(damaged, tmp_path):
     ([1, 2, 3], 2, "1-based ids"),
     ([1, 3, 255], 2, "1-based ids"),
     ([0, 1, 2, 3], 2, "is 0 void"),
+    ([-1, 0, 1], 1, "below 0, such as -1"),
     ([0, 255], 1, "Masks saved as 0 and 255"),
     ([0, 80, 160], 2, "multiples of 80"),
     ([0, 38], 1, "palette read as RGB and turned into gray"),
@@ -328,6 +329,13 @@ def test_names_are_guessed_or_asked_for(tmp_path):
   with pytest.raises(ValueError, match="name the data set"):
     check.guess_name(tmp_path)
   assert check.guess_name(tmp_path / "x.json") == "coco"
+  (tmp_path / "annotations").mkdir()
+  assert check.guess_name(tmp_path) == "coco"
+  (tmp_path / "ImageSets").mkdir()
+  assert check.guess_name(tmp_path) == "folder"
+  for name in (check.guess_name, lambda path: check.splits_of("folder", path)):
+    with pytest.raises(ValueError, match="none does not exist"):
+      name(tmp_path / "none")
   assert check.splits_of("voc2012_sbd", tmp_path) == list(voc2012_sbd.SPLITS)
   assert folder.VOC_LABELS[1:] == voc2012_sbd.CATEGORIES
   assert set(coco.VOC_NAMES.values()) <= set(folder.VOC_LABELS)
@@ -358,6 +366,18 @@ def test_only_images_that_no_list_has_are_unlisted(tmp_path):
   report = check.examine(*check.open_splits("folder", tmp_path, ["train"]))
   (found,) = [p for p in report.problems if p.kind == "unlisted"]
   assert found.key == "im2" and found.message.startswith("1 images")
+
+
+def test_splits_are_the_lists_that_the_reader_finds(tmp_path):
+  write_folder(tmp_path, [OBJECTS.clip(max=2)])
+  lists = tmp_path / "ImageSets" / "Segmentation"
+  (lists / "._train.txt").write_bytes(b"\xff")  # of macOS
+  write_lines(lists / "VAL.TXT", ["im0"])
+  assert check.splits_of("folder", tmp_path) == ["VAL", "train"]
+  check.examine(*check.open_splits("folder", tmp_path))
+  write_coco(tmp_path / "coco", [])
+  (tmp_path / "coco/annotations/._instances_val2017.json").write_bytes(b"\xff")
+  assert check.splits_of("coco", tmp_path / "coco") == ["val2017"]
 
 
 def test_data_without_a_split_are_refused(tmp_path):

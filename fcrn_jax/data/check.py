@@ -155,16 +155,19 @@ def _source(dataset: Any) -> Any:
 def guess_name(path: Any) -> str:
   """The data set's name for data.load, from what lies at `path`."""
   path = pathlib.Path(path).expanduser()
+  # First, since a folder in VOC layout may have one of annotations too.
+  if builders.is_prepared(path) or (path / "ImageSets").is_dir():
+    return "folder"
   if (
     path.suffix == ".json"
     or (path / "annotations").is_dir()
     or coco.roboflow_splits(path)
   ):
     return "coco"
-  if builders.is_prepared(path) or (path / "ImageSets").is_dir():
-    return "folder"
   if (path / "gtFine").is_dir():
     return "cityscapes"
+  if not path.exists():
+    raise ValueError(f"{path} does not exist; name the data's directory.")
   raise ValueError(
     f"{path} is no folder in VOC layout (ImageSets/Segmentation), no COCO "
     "json or folder with annotations, no prepared data; name the data set "
@@ -175,17 +178,19 @@ def guess_name(path: Any) -> str:
 def splits_of(name: str, path: Any) -> list[str]:
   """The splits that a data set has."""
   path = pathlib.Path(path).expanduser()
+  if not path.exists():
+    raise ValueError(f"{path} does not exist; name the data's directory.")
   if builders.is_prepared(path):
     from fcrn_jax.data.builders import records
 
     return sorted(records.read_metadata(path)["ids"])
   if name == "folder":
-    lists = (path / "ImageSets" / "Segmentation").glob("*.txt")
-    return sorted(file.stem for file in lists)
+    return sorted(_lists(path))
   if name == "coco":
     if path.is_file():
       return [path.stem.removeprefix("instances_")]
-    names = sorted(f.stem for f in (path / "annotations").glob("*.json"))
+    files = (path / "annotations").glob("[!.]*.json")
+    names = sorted(file.stem for file in files)
     names = names or coco.roboflow_splits(path)
     return [
       n.removeprefix("instances_") for n in names
@@ -197,6 +202,11 @@ def splits_of(name: str, path: Any) -> list[str]:
       f"or one of {sorted(_SPLITS)}."
     )
   return list(_SPLITS[name])
+
+
+def _lists(path: pathlib.Path) -> dict[str, str]:
+  """The files of a folder's lists by split, as folder.read_split finds them."""
+  return folder.list_files(path / "ImageSets" / "Segmentation", (".txt",))
 
 
 def open_splits(
@@ -296,8 +306,8 @@ def _repeats(split: str, ids: Sequence[str]) -> list[Problem]:
 def _unlisted(path: pathlib.Path) -> list[Problem]:
   """One problem for all images of a folder that no list has."""
   listed = set()
-  for file in (path / "ImageSets" / "Segmentation").glob("*.txt"):
-    listed |= set(folder.read_list(file))
+  for file in _lists(path).values():
+    listed |= set(folder.read_list(pathlib.Path(file)))
   files = folder.list_files(path / "JPEGImages")
   alone = [key for key in files if key not in listed]
   if not alone:
@@ -378,6 +388,11 @@ def likely_cause(seen: set[int], num_categories: int) -> str:
   labels = sorted(seen - {IGNORE})
   top = num_categories
   gray = np.rint(palette() @ [0.299, 0.587, 0.114]).astype(int).tolist()
+  if labels and labels[0] < 0:
+    return (
+      f"Labels below 0, such as {labels[0]}: void in a signed map? Write 255"
+      " there."
+    )
   if set(labels) <= {0}:
     return (
       "Masks saved as 0 and 255? 255 means void here: write the category's "
