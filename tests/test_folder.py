@@ -505,6 +505,57 @@ def test_maps_of_few_bits_hold_ids(tmp_path, bits):
   assert folder.load_map(path).tolist() == [[0, 1, 2, 3]]
 
 
+def test_maps_whose_numbers_change_as_they_are_read_are_refused(tmp_path):
+  path = tmp_path / "map.pgm"
+  for largest in (3, 300):
+    body = b"\0\1\2" if largest < 256 else b"\0\0\0\1\0\2"
+    path.write_bytes(b"P5\n3 1\n%d\n" % largest + body)
+    with pytest.raises(ValueError, match=r"map\.pgm is a PPM whose numbers"):
+      folder.load_map(path)
+  for kind, largest, body in (
+    (b"P5", 255, b"\0\1\2"), (b"P5", 65535, b"\0\0\0\1\0\2"),
+    (b"P2", 255, b"0 1 2"), (b"P2", 65535, b"0 1 2"),
+  ):  # fmt: skip
+    path.write_bytes(b"%s\n3 1\n%d\n" % (kind, largest) + body)
+    assert folder.load_map(path).tolist() == [[0, 1, 2]]
+  path = tmp_path / "map.tif"
+  labels = np.array([[0, 1, 2]], np.uint8)
+  for compression in (None, "zlib"):
+    options = {"compression": compression}
+    tifffile.imwrite(path, labels, photometric="miniswhite", **options)
+    with pytest.raises(ValueError, match=r"map\.tif is a TIFF whose numbers"):
+      folder.load_map(path)
+    tifffile.imwrite(path, labels, **options)
+    np.testing.assert_array_equal(folder.load_map(path), labels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sixteen_bit_colour_is_turned_as_eight_bit_is(tmp_path, orientation):
+  path = tmp_path / "image.png"
+  shallow = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  expected = folder.load_image(encode(shallow, "PNG", exif=exif.tobytes()))
+  cv2.imwrite(str(path), shallow[..., ::-1].astype(np.uint16))
+  content, mark = path.read_bytes(), exif.tobytes().removeprefix(b"Exif\0\0")
+  chunk = struct.pack(">I", len(mark)) + b"eXIf" + mark
+  chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+  path.write_bytes(content[:33] + chunk + content[33:])  # after the header
+  image = folder.load_image(path)
+  np.testing.assert_array_equal(image, folder.stretch(expected))
+  deep = shallow.astype(np.uint16)
+  for planes, layout in (
+    (deep, "contig"),
+    (deep.transpose(2, 0, 1), "separate"),
+  ):
+    path = tmp_path / f"{layout}.tif"
+    tifffile.imwrite(
+      path, planes, photometric="rgb", planarconfig=layout,
+      extratags=[(274, 3, 1, orientation, True)],
+    )  # fmt: skip
+    np.testing.assert_array_equal(folder.load_image(path), image)
+
+
 def test_lists_of_other_programs(tmp_path):
   root = make(tmp_path / "data")
   names = root / "ImageSets" / "Segmentation" / "train.txt"

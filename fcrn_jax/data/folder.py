@@ -43,7 +43,7 @@ if Image.MAX_IMAGE_PIXELS is not None:
 _GRAY = ("P", "L", "1", "I;16", "I;16B", "I")
 # Gray of few bits is spread over 0 ... 255 by Pillow.
 _SPREAD = {"L;2": 85, "L;4": 17}
-_TIFF_BITS, _TIFF_PLANAR = 258, 284  # tags
+_TIFF_BITS, _TIFF_PLANAR, _ORIENTATION = 258, 284, 274  # tags
 _UNREADABLE = (
   OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
   TypeError, KeyError, IndexError,  # of Pillow, from a damaged TIFF
@@ -189,25 +189,40 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def _read_deep(file, image) -> Integer[np.ndarray, "H W 3"]:
-  """The channels in full, of an opened image and its file."""
+  """The channels in full and upright, of an opened image and its file."""
+  orientation = image.getexif().get(_ORIENTATION, 1)
   if image.format == "TIFF" and image.tag_v2.get(_TIFF_PLANAR) == 2:
     import tifffile
 
     if not isinstance(file, str | os.PathLike):
       file.seek(0)
     try:
-      return np.moveaxis(tifffile.imread(file), 0, -1)[..., :3]
+      planes = tifffile.imread(file)
     except Exception as error:  # of a broken file it is any
       raise ValueError(f"planes of a TIFF: {error}") from None
+    return _upright(np.moveaxis(planes, 0, -1)[..., :3], orientation)
   if isinstance(file, str | os.PathLike):
     content = pathlib.Path(file).read_bytes()
   else:
     file.seek(0)
     content = file.read()
-  image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-  if image is None or image.ndim != 3:
+  pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+  if pixels is None or pixels.ndim != 3:
     raise ValueError("16 bits a channel in a form that OpenCV does not read")
-  return image[..., 2::-1]
+  pixels = pixels[..., 2::-1]
+  if image.format == "TIFF":  # which OpenCV turns, of all formats
+    return pixels
+  return _upright(pixels, orientation)
+
+
+def _upright(
+  image: Integer[np.ndarray, "H W 3"], orientation: int
+) -> Integer[np.ndarray, "A B 3"]:
+  """The image as EXIF says that it is to be shown; 1 is as it is."""
+  if orientation in (2, 4, 5, 7):
+    image = image[:, ::-1]
+  turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}  # by a quarter, to the left
+  return np.rot90(image, turns.get(orientation, 0))
 
 
 def _number_of_pictures(image) -> int:
@@ -364,16 +379,23 @@ def load_map(
   """A label map's ids, uint8 or wider; ValueError if not of `shape` H W."""
   with naming(path):
     image = Image.open(path)
-    spread = _SPREAD.get(image.tile[0][3], 1) if image.tile else 1
+    codec, mode, largest = _decoding(image)
     image.load()
   if image.mode not in _GRAY:
     raise ValueError(
       f"{path} has mode {image.mode}; expected one channel of ids (palette, "
       "8- or 16-bit gray). Write the ids, not their colours."
     )
+  scaled = codec.startswith("ppm") and largest not in (255, 65535)
+  if image.mode != "1" and (scaled or "I" in mode.partition(";")[2]):
+    raise ValueError(
+      f"{path} is a {image.format} whose numbers change as it is read: 0 is"
+      " white in it, or its largest number is another than 255 or 65535. Save"
+      " the ids as PNG."
+    )
   labels = np.asarray(image)
-  if spread > 1:
-    labels = labels // np.uint8(spread)
+  if mode in _SPREAD:
+    labels = labels // np.uint8(_SPREAD[mode])
   if labels.dtype == bool:
     labels = labels.astype(np.uint8)
   if shape is not None and labels.shape != tuple(shape):
@@ -383,6 +405,15 @@ def load_map(
       "annotate the image at its own size."
     )
   return labels
+
+
+def _decoding(image: Image.Image) -> tuple[str, str, Any]:
+  """Pillow's decoder, its raw mode ("L;4I": 4 bits, inverted) and last word."""
+  if not image.tile:
+    return "", "", None
+  codec, words = image.tile[0][0], image.tile[0][3] or ("",)
+  words = (words,) if isinstance(words, str) else words
+  return codec, str(words[0]), words[-1]
 
 
 def _check_labels(
