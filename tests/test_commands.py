@@ -217,6 +217,20 @@ def test_benchmark_of_prediction_finds_what_it_drew():
   assert all(row["grouping_s"] > 0 and row["peak_gib"] > 0 for row in rows)
 
 
+def test_benchmarks_leave_out_peers_that_are_not_installed(monkeypatch, capsys):
+  from experiments.benchmarks import network, peers
+
+  for name in ("keras", "torchvision"):
+    monkeypatch.setitem(sys.modules, name, None)
+  monkeypatch.setattr(peers.data, "load", lambda *_: [])
+  options = {**peers.OPTIONS, "peers": "stardist", "data": "x"}
+  assert peers.run(options) == []
+  settings = network.parse({**network.OPTIONS, "sides": "jax", "peers": "1"})
+  assert not settings["peers"]
+  text = capsys.readouterr().out
+  assert "stardist is left out" in text and "torchvision's networks" in text
+
+
 def test_large_tiffs_are_mapped(workdir, cache, tmp_path):
   # In a process of its own: experiments.predict defines flags.
   code = f"""

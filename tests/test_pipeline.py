@@ -90,6 +90,16 @@ def test_semantic_only_data_have_no_targets(tmp_path):
   assert set(batch) == {"image", "semantic"}
 
 
+def test_the_benchmark_times_categories_alone(tmp_path):
+  from experiments.benchmarks import pipeline as benchmark
+
+  root = make(tmp_path)
+  (root / "SegmentationObject").rename(tmp_path / "elsewhere")
+  dataset = data.load("folder", "train", root)
+  rows = benchmark._stages(dataset, OPTIONS, seconds=0.01)
+  assert [row["stage"] for row in rows] == ["decode", "augment", "all"]
+
+
 def test_the_seed_decides():
   one, same, other = (
     take(pipeline.train_batches(shapes(), SHAPES, seed), 4)

@@ -62,6 +62,13 @@ def parse(options: dict[str, str]) -> dict:
     except ImportError:
       print("torch is not installed: its sides are left out")
       sides = ["jax"]
+  peers = options["peers"] == "1"
+  if peers:
+    try:
+      import torchvision  # noqa: F401
+    except ImportError as error:
+      print(f"torchvision's networks are left out: {error}")
+      peers = False
   return {
     "names": options["names"].split("+"),
     "sizes": [int(size) for size in sizes],
@@ -70,7 +77,7 @@ def parse(options: dict[str, str]) -> dict:
     "repeats": int(options["repeats"] or (20 if gpu else 5)),
     "sides": sides,
     "compile_mode": options["compile_mode"],
-    "peers": options["peers"] == "1",
+    "peers": peers,
     "gpu": gpu,
   }
 

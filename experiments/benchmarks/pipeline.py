@@ -114,12 +114,10 @@ def _stages(
   def everything(k):
     pipeline.augment(pipeline.prepare(dataset[k], options), options, rng)
 
-  stages = {
-    "decode": dataset.__getitem__,
-    "augment": augment,
-    "targets": targets,
-    "all": everything,
-  }
+  stages = {"decode": dataset.__getitem__, "augment": augment}
+  if dataset.has_instances:
+    stages["targets"] = targets
+  stages["all"] = everything
   rows = []
   for stage, function in stages.items():
     spent = _processor_time(function, number, seconds)
