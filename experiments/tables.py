@@ -8,10 +8,10 @@ zoo: every named network with its field of view in pixels, its parameters and
 its work (a product and a sum counted as two) for one image with 21 classes,
 and the paper's figures for it.
 results: what experiments.benchmark left in --results, as Markdown, and beside
-it in docs/ the plot of what grouping makes of perfect maps.
+it in docs/ the plot of what grouping makes of perfect maps; that of other
+--results goes to their folder.
 """
 
-import json
 import pathlib
 
 from absl import flags
@@ -22,6 +22,7 @@ _WHAT = flags.DEFINE_enum("what", "zoo", ["zoo", "results"], "The table.")
 _RESULTS = flags.DEFINE_string(
   "results", "experiments/results", "results: the folder of the JSON files."
 )
+_FIELDS = ("command", "date", "hardware", "versions", "rows")
 _SIZE = flags.DEFINE_integer("size", 512, "zoo: side of the image, pixels.")
 
 
@@ -58,6 +59,7 @@ def _figures(row):
 def results(folder: str) -> str:
   """Every JSON file of experiments.benchmark as a table in Markdown."""
   from experiments import common
+  from fcrn_jax.files import read_json
 
   parts = [
     "# Measured results\n\nMade by `python -m experiments.tables"
@@ -68,7 +70,12 @@ def results(folder: str) -> str:
   if not files:
     raise ValueError(f"no JSON files of experiments.benchmark in {folder}.")
   for path in files:
-    found = json.loads(path.read_text())
+    found = read_json(path)
+    if not isinstance(found, dict) or not set(_FIELDS) <= set(found):
+      raise ValueError(
+        f"{path} is none of experiments.benchmark, which has"
+        f" {', '.join(_FIELDS)}; take it out of {folder}."
+      )
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
     command_line = found["command"]
     if "--json" not in command_line and "--set" in command_line:
@@ -88,7 +95,9 @@ def plot_oracle(source: pathlib.Path, output: pathlib.Path) -> None:
   """AP^r against the stride of perfect maps, a line per data set."""
   from matplotlib.figure import Figure
 
-  rows = json.loads(source.read_text())["rows"]
+  from fcrn_jax.files import read_json
+
+  rows = read_json(source)["rows"]
   figure = Figure(figsize=(7, 3), layout="constrained")
   for axes, name in zip(
     figure.subplots(1, 2, sharey=True), ("ap_r_0.5", "ap_r_0.7"), strict=True
@@ -114,8 +123,10 @@ def main():
     print(common.columns(zoo(_SIZE.value)))
     return
   print(results(_RESULTS.value))
+  usual = _RESULTS.value == _RESULTS.default
   for path in pathlib.Path(_RESULTS.value).glob("oracle*.json"):
-    plot_oracle(path, pathlib.Path("docs") / f"{path.stem}.png")
+    output = pathlib.Path("docs") if usual else path.parent
+    plot_oracle(path, output / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

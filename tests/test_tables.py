@@ -1,8 +1,11 @@
 """The zoo's table: its numbers against known ones."""
 
 import json
+import pathlib
+import types
 
 import cv2
+import pytest
 
 from experiments import common, tables
 from fcrn_jax import models
@@ -26,6 +29,31 @@ def test_rows_of_the_zoo(monkeypatch):
   assert row[4] == "69.09 (1); 66.41 (3)"
   lines = common.columns([header, row]).splitlines()
   assert lines[0].index("Mparams") == lines[1].index("23.90")
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+  for text, words in (
+    ("[1]", "none of experiments"), ('{"rows": []}', "none of experiments"),
+    ("{", "not valid JSON"),
+  ):  # fmt: skip
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"mine\.json is {words}"):
+      tables.results(tmp_path)
+
+
+def test_other_results_leave_the_docs_alone(tmp_path, monkeypatch, capsys):
+  drawn = []
+  monkeypatch.setattr(tables, "plot_oracle", lambda *given: drawn.append(given))
+  monkeypatch.setattr(tables, "results", lambda folder: "")
+  monkeypatch.setattr(common, "start", lambda: None)
+  monkeypatch.setattr(tables, "_WHAT", types.SimpleNamespace(value="results"))
+  path = tmp_path / "oracle_x.json"
+  path.touch()
+  for default, folder in (("other", tmp_path), (str(tmp_path), "docs")):
+    given = types.SimpleNamespace(value=str(tmp_path), default=default)
+    monkeypatch.setattr(tables, "_RESULTS", given)
+    tables.main()
+    assert drawn.pop() == (path, pathlib.Path(folder) / "oracle_x.png")
 
 
 def test_results_become_tables(tmp_path):
