@@ -79,6 +79,48 @@ def test_every_row_is_a_config(name, row):
   assert spec.field_of_view <= min(config.data.crop)
 
 
+AUG, SBD = ("train_aug", "seg_val"), ("sbd_train", "sbd_val")
+TRAIN = ("train", "val")
+
+
+@pytest.mark.parametrize(("name", "row", "splits", "k", "box_k", "weighting"), [
+  ("table1", "fcrn50_s16_k3_d6", AUG, 0, None, None),
+  ("table1", "fcrn101_s8_k7_d6", AUG, 0, None, None),
+  ("table2", "vanilla", AUG, 0, None, None),
+  ("table2", "bootstrapped", AUG, 512, None, None),
+  ("table2", "test", AUG, 512, None, None),
+  ("table3", "fcrn152_s8_k5_d12", TRAIN, 0, None, None),
+  ("table4", "vanilla", TRAIN, 0, None, None),
+  ("table4", "bootstrapped", TRAIN, 512, None, None),
+  ("table5", "ours", TRAIN, 512, None, None),
+  ("table6", "50,semantic", SBD, 0, None, None),
+  ("table6", "50,localization", SBD, None, 0, "none"),
+  ("table6", "50_bs,semantic", SBD, 512, None, None),
+  ("table6", "50_bs,localization", SBD, None, 512, "none"),
+  ("table6", "50_bs_weighted,localization", SBD, None, 512, "area"),
+  ("table6", "101_bs_weighted,localization", SBD, None, 512, "area"),
+  ("table6", "101_bs_weighted_coco,semantic", SBD, 512, None, None),
+  ("table7", "voc2012_all", AUG, 0, None, None),
+  ("table7", "voc2012_256", AUG, 256, None, None),
+  ("table7", "cityscapes_all", TRAIN, 0, None, None),
+  ("table7", "cityscapes_1024", TRAIN, 1024, None, None),
+])  # fmt: skip
+def test_what_a_row_trains(name, row, splits, k, box_k, weighting):
+  """None: of the head that the network does not have."""
+  config = importlib.import_module(f"configs.{name}").get_config(row)
+  assert (config.data.train_split, config.data.val_split) == splits
+  assert config.loss.scope == "crop" and config.loss.threshold == 0
+  if k is not None:
+    assert config.model.heads == ("semantic",) and config.loss.k == k
+  else:
+    assert config.model.heads == ("boxes",) and config.loss.box_k == box_k
+    assert config.data.box_weighting == weighting
+  further = (name, row) == ("table2", "test")
+  assert config.model.dropout == further == config.inference.flip
+  assert config.model.classifier_width == (512 if further else 0)
+  assert (len(config.inference.scales) > 1) == further
+
+
 @pytest.mark.parametrize("name", ["table1", "table3", "table7"])
 def test_figures_equal_the_zoo(name):
   module = importlib.import_module(f"configs.{name}")

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fcrn_jax import models
+from fcrn_jax.models import fcrn as fcrn_module
+from fcrn_jax.models.fcrn import Classifier
 from tests.networks import random_variables
 
 HEADS = {"semantic": 4, "boxes": 3}
@@ -68,6 +70,24 @@ def test_coarser_network_is_every_second_cell(classifier_width):
   assert model.coarser(1) == model
   with pytest.raises(ValueError, match="no network 4 times as coarse"):
     model.coarser(4)
+  # A classifier of one pixel has no dilation, but a hidden layer before it.
+  model = models.create(
+    "fcrn18_s4_k1_d1", HEADS, width=8, classifier_width=classifier_width
+  )
+  if classifier_width:
+    with pytest.raises(ValueError, match="no network 2 times as coarse"):
+      model.coarser(2)
+  else:
+    assert model.coarser(2).stride == 8
+
+
+def test_a_hidden_layer_of_many_channels_is_the_same_convolution(monkeypatch):
+  head = Classifier(3, 1, 2, jnp.float32, width=256)
+  x = jax.random.normal(jax.random.key(0), (1, 9, 8, 16))
+  variables = head.init(jax.random.key(1), x)
+  found = head.apply(variables, x)
+  monkeypatch.setattr(fcrn_module, "_MANY", 1000)
+  np.testing.assert_allclose(found, head.apply(variables, x), atol=1e-5)
 
 
 def test_box_head_starts_near_one_box_unit():

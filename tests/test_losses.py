@@ -262,3 +262,15 @@ def test_labels_out_of_range_cannot_pass(label, kept):
   labels = jnp.array([[0, 0, label, 0]])
   loss, _ = losses.bootstrapped_cross_entropy(logits, labels, **kept)
   assert loss == jnp.inf
+
+
+@pytest.mark.parametrize("category", [-1, 0, 4])
+@pytest.mark.parametrize("k", [3, None])
+def test_boxes_of_no_category_cannot_pass(category, k):
+  predicted, target, classes, valid, weights = box_case()
+  classes[0, np.flatnonzero(valid[0])[0]] = category
+  classes[0, np.flatnonzero(~valid[0])] = category  # which do not count
+  loss, _ = losses.bootstrapped_box_loss(
+    *map(jnp.array, (predicted, target, classes, valid, weights)), k=k
+  )
+  assert loss == jnp.inf

@@ -54,3 +54,16 @@ def test_a_whole_image_is_as_ever():
     models.apply_within(model, variables, images, whole)["semantic"],
     model.apply(variables, images, train=False)["semantic"],
   )
+
+
+def test_an_end_beyond_the_reach_of_short_products_is_found():
+  # 46,368 cells times as many pixels are more than 2^31.
+  model = models.create("fcrn_tiny", {"semantic": 2})
+  variables = workdirs.draw(model, np.random.default_rng(1))
+  images = np.ones((1, 46_368, 4, 3), np.float32)
+  whole = np.int32([images.shape[1:3]])
+  np.testing.assert_allclose(
+    models.apply_within(model, variables, images, whole)["semantic"],
+    model.apply(variables, images, train=False)["semantic"],
+    atol=1e-4,
+  )

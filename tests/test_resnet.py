@@ -154,6 +154,8 @@ def test_remat_changes_nothing():
       out = model.apply({**variables, "params": params}, images, train=True)
       return jnp.mean(out["layer4"] ** 2)
 
+    program = str(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
+    assert ("remat" in program) == remat
     grads.append(jax.jit(jax.grad(loss))(variables["params"]))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
 

@@ -1,6 +1,7 @@
 """Training: drivers agree, runs continue bit for bit, errors are clear."""
 
 import json
+import re
 import signal
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from fcrn_jax.training import (
   loop,
   optimizer,
   parallel,
+  settings,
   step,
   writers,
 )
@@ -128,8 +130,154 @@ def test_parts_of_a_batch_equal_the_whole():
 def test_parts_that_a_batch_does_not_have_are_refused(tmp_path):
   sound = tiny_config(num_steps=1, batch_size=8, accumulate=2)
   assert loop.train(sound, tmp_path / "a").step == 1
-  with pytest.raises(ValueError, match="batch_size is 4; expected a multiple of 12"):
+  with pytest.raises(ValueError, match="is 4; expected a multiple of 12"):
     loop.train(tiny_config(accumulate=3), tmp_path / "b")
+
+
+class Stateful(Pixelwise):
+  """Pixelwise on images with dropout, less a running mean that it updates."""
+
+  batch_norm: str = "local"
+
+  @nn.compact
+  def __call__(self, images, train):
+    mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+    x = nn.Dropout(0.5, deterministic=False)(images - mean.value)
+    mean.value = 0.5 * mean.value + 0.5 * images.mean()
+    return Pixelwise(name="heads")(x, train)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_step_keys_and_statistics_are_those_of_device_and_part(parts):
+  model, options = Stateful(), step.LossOptions(k=7, box_k=7)
+  tx = optax.sgd(0.1)
+  keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+  variables = model.init(keys, jnp.ones((1, 2, 2, 3)), False)
+  key = jax.random.key_data(jax.random.key(1))
+  state = step.create_state(key, variables, tx, 0.0)
+  start = jax.tree.map(np.array, state)
+  batch = random_batch()
+  images = Preprocessing()
+  train_step = parallel.pmap_step(
+    step.make_train_step(model, tx, options, images, parts=parts)
+  )
+  split = parallel.split_batch(batch, DEVICES)
+  state, _ = train_step(train_step(state, split)[0], split)
+
+  params, stats = start.params, start.batch_stats
+  for now in range(2):
+    gradients, means = [], []
+    for device in range(DEVICES):
+      key = jax.random.fold_in(jax.random.fold_in(start.key, now), device)
+      several = jax.random.split(key, parts) if parts > 1 else [key]
+      for part, own in enumerate(several):
+        some = {
+          name: values[device].reshape(parts, -1, *values.shape[2:])[part]
+          for name, values in split.items()
+        }
+
+        def loss(params, some=some, own=own, stats=stats):
+          outputs, updates = model.apply(
+            {"params": params, "batch_stats": stats},
+            images(some["image"]),
+            True,
+            mutable=["batch_stats"],
+            rngs={"dropout": own},
+          )
+          total, _ = step.total_loss(outputs, some, options)
+          return total, updates["batch_stats"]
+
+        slope, mean = jax.grad(loss, has_aux=True)(params)
+        gradients.append(slope)
+        means.append(mean)
+    slope = jax.tree.map(lambda *some: sum(some) / len(some), *gradients)
+    params = jax.tree.map(lambda p, g: p - 0.1 * g, params, slope)
+    stats = jax.tree.map(lambda *some: sum(some) / len(some), *means)
+  assert_trees_close(state.params, params, rtol=1e-4, atol=1e-5)
+  assert_trees_close(state.batch_stats, stats, rtol=1e-5)
+
+
+def test_frozen_statistics_stay_bit_for_bit():
+  model = Stateful("frozen")
+  keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+  variables = model.init(keys, jnp.ones((1, 2, 2, 3)), False)
+  variables["batch_stats"]["mean"] = jnp.float32(0.1)
+  key = jax.random.key_data(jax.random.key(1))
+  state = step.create_state(key, variables, optax.sgd(0.1), 0.0)
+  train_step = parallel.pmap_step(
+    step.make_train_step(
+      model, optax.sgd(0.1), step.LossOptions(), Preprocessing()
+    )
+  )
+  state, _ = train_step(state, parallel.split_batch(random_batch(), DEVICES))
+  assert state.batch_stats["mean"] == np.float32(0.1)
+
+
+def test_logged_losses_are_means_since_the_last_log(tmp_path):
+  logged = {}
+  for every in (1, 2):
+    config = tiny_config(num_steps=4, log_every=every, checkpoint_every=0)
+    loop.train(config, tmp_path / str(every))
+    rows = files.read_lines(tmp_path / str(every) / "metrics.jsonl")
+    logged[every] = [row["loss"] for row in rows]
+  expected = np.reshape(logged[1], (2, 2)).mean(1)
+  np.testing.assert_allclose(logged[2], expected, rtol=1e-5)
+
+
+def test_loss_options_are_those_of_the_config():
+  config = tiny_config(**{
+    "loss.k": 5, "loss.box_k": 6, "loss.threshold": 0.7, "loss.scope": "device",
+    "loss.box_weight": 0.5, "loss.box_unit": 4.0, "model.box_unit": 8.0,
+  })  # fmt: skip
+  assert settings.loss_options(config) == step.LossOptions(
+    k=5, threshold=0.7, scope="device", box_k=6, box_weight=0.5, box_unit=4.0
+  )
+  config = tiny_config(**{
+    "loss.k": 0, "loss.box_k": 0, "loss.box_unit": 0.0, "model.box_unit": 8.0,
+  })  # fmt: skip
+  found = settings.loss_options(config)
+  assert (found.k, found.box_k, found.box_unit) == (None, None, 8.0)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+  ("inference.shifts", 3, "inference.shifts is 3"),
+  ("inference.scales", (), "inference.scales is"),
+  ("inference.tile", 16, "inference.tile is 16"),
+  ("instances.masks", "bxes", "masks is 'bxes'"),
+  ("instances.iou_threshold", 1.5, "iou_threshold is 1.5"),
+  ("loss.scope", "batch", "loss.scope is 'batch'"),
+  ("loss.k", -1, "loss.k is -1; expected a number of at least 0"),
+  ("loss.threshold", 1.5, "loss.threshold is 1.5; expected a share"),
+  ("optim.clip_norm", -1.0, "clip_norm is -1.0; expected a number of at least"),
+  ("ema", 1.5, "ema is 1.5; expected a share"),
+  ("num_steps", 0, "num_steps is 0; expected a number above 0"),
+  ("model.box_unit", 0.0, "box_unit is 0.0; expected a number above 0"),
+  ("data.label_stride", -2, "label_stride is -2; expected a number of at"),
+  ("data.scale", (1.3, 0.7), "scale is"),
+  ("batch_size", 6, "batch_size is 6; expected a multiple of 4"),
+  ("preprocessing.channel_order", "rbg", "channel_order is 'rbg'"),
+])  # fmt: skip
+def test_settings_are_refused_before_anything_is_written(
+  tmp_path, name, value, message
+):
+  config = tiny_config().copy_and_resolve_references().unlock()
+  with config.ignore_type():
+    config.update_from_flattened_dict({name: value})
+  with pytest.raises(ValueError, match=message):
+    loop.train_and_evaluate(config.lock(), tmp_path)
+  assert not (tmp_path / "config.json").exists()
+
+
+def test_hard_pixels_of_a_whole_batch_need_it_whole(tmp_path):
+  config = tiny_config(batch_size=8, accumulate=2, **{"loss.scope": "device"})
+  with pytest.raises(ValueError, match=r"scope is 'device' and config\.accum"):
+    loop.train(config, tmp_path)
+
+
+def test_frozen_statistics_without_weights_are_told(tmp_path, caplog):
+  config = tiny_config(num_steps=1, **{"model.batch_norm": "frozen"})
+  loop.train(config, tmp_path)
+  assert "'frozen' without config.weights" in caplog.text
 
 
 def test_step_decays_kernels_and_averages_weights():
@@ -299,6 +447,8 @@ def test_checkpoint_of_another_net_lists_the_differences(tmp_path):
 @pytest.mark.parametrize(
   ("name", "value"),
   [("model.box_unit", 8.0), ("model.stride_in_1x1", False),
+   ("model.caffe_pool", True), ("preprocessing.channel_order", "bgr"),
+   ("categories", ("a", "b", "c", "d")), ("data.input_scale", 2.0),
    ("data.normalize", True)],
 )  # fmt: skip
 def test_other_network_of_the_same_shapes_is_refused(tmp_path, name, value):
@@ -309,7 +459,21 @@ def test_other_network_of_the_same_shapes_is_refused(tmp_path, name, value):
   config.data.path = "elsewhere"
   checkpoint.refuse_other_config(tmp_path, config)
   config.update_from_flattened_dict({name: value})
-  with pytest.raises(ValueError, match=rf"{name}=.* has {value}; use a new"):
+  message = re.escape(f"has {value}; use a new")
+  with pytest.raises(ValueError, match=rf"{name}=.* {message}"):
+    checkpoint.refuse_other_config(tmp_path, config)
+
+
+def test_a_setting_newer_than_the_workdir_was_off(tmp_path):
+  workdirs.make(tmp_path)
+  values = files.read_json(tmp_path / "config.json")
+  del values["data"]["normalize"], values["model"]["caffe_pool"]
+  files.write_json(tmp_path / "config.json", values)
+  config = tiny_config().copy_and_resolve_references().unlock()
+  config.update(checkpoint.read_config(tmp_path).to_dict())
+  checkpoint.refuse_other_config(tmp_path, config)
+  config.data.normalize = True
+  with pytest.raises(ValueError, match="now has True"):
     checkpoint.refuse_other_config(tmp_path, config)
 
 
