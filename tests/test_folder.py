@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fcrn_jax import data
 from fcrn_jax.data import folder
@@ -245,7 +245,7 @@ def test_decompression_bomb(tmp_path):
 def test_large_scans_are_read_in_every_process():
   code = """
 import io
-from PIL import Image
+from PIL import Image, ImageOps
 from fcrn_jax.data import folder
 file = io.BytesIO()
 Image.new("1", (20_000, 10_000)).save(file, "PNG")  # 200 Mpx
@@ -578,3 +578,19 @@ def test_labels_of_one_name_are_refused(tmp_path):
   (root / "labels.txt").write_text("other\ncat\nother\n")
   with pytest.raises(ValueError, match="two labels of one name"):
     load(root)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_a_turned_tiff_of_a_path_is_that_of_its_bytes(
+  tmp_path, mode, orientation
+):
+  pixels = np.arange(600, dtype=np.uint8).reshape(20, 30)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  path = tmp_path / "turned.tif"
+  Image.fromarray(pixels).convert(mode).save(path, exif=exif)
+  found = folder.load_image(path)
+  assert found.shape[:2] == ((30, 20) if orientation > 4 else (20, 30))
+  expected = ImageOps.exif_transpose(Image.open(io.BytesIO(path.read_bytes())))
+  np.testing.assert_array_equal(found[..., 0], np.array(expected.convert("L")))

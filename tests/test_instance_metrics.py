@@ -11,7 +11,11 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 from scipy.sparse import csr_array
 
-from fcrn_jax.metrics import InstanceEvaluator, connected_components
+from fcrn_jax.metrics import (
+  InstanceEvaluator,
+  connected_components,
+  instance,
+)
 from fcrn_jax.metrics.protocols import (
   coco_ap,
   eleven_point_ap,
@@ -712,3 +716,12 @@ def test_stacks_of_numbers_are_masks_and_void_is_checked(dtype):
   assert evaluator.result()["ap_r_0.5"] == 1
   with pytest.raises(ValueError, match=r"void is of shape \(2, 4\)"):
     evaluator.add(*images, void=np.zeros((2, 4), bool))
+
+
+@pytest.mark.parametrize(
+  "masks", [np.zeros((4, 4), bool), [], np.zeros((4, 4))]
+)
+def test_masks_of_no_known_form_are_named(masks):
+  # Of the evaluator, whose types are checked before, in tests alone.
+  with pytest.raises(ValueError, match="masks are .*expected masks m H W"):
+    instance._instances("masks", masks, 0)

@@ -324,7 +324,7 @@ def test_paper_is_to_the_letter():
 
 def test_mistakes_are_named():
   probs, boxes = random_maps(np.random.default_rng(0), 4, 4)
-  with pytest.raises(ValueError, match="3 channels and boxes 1"):
+  with pytest.raises(ValueError, match="one channel more in probs"):
     instances.extract(probs, boxes[:, :, :1])
   with pytest.raises(ValueError, match="masks is 'pixels'"):
     instances.Options(masks="pixels")
@@ -370,3 +370,20 @@ def test_maps_of_half_precision(dtype):
 def test_settings_out_of_range_are_named(wrong):
   with pytest.raises(ValueError, match=f"{next(iter(wrong))} is "):
     instances.Options(**wrong)
+
+
+def test_maps_that_do_not_fit_together_are_refused():
+  with pytest.raises(ValueError, match="one channel more in probs"):
+    instances.find(
+      jnp.zeros((4, 4, 4)), jnp.zeros((4, 4, 1, 4)), instances.Options()
+    )
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_an_object_that_is_the_whole_of_a_small_image_is_found(side):
+  probs, boxes = (
+    jnp.array([[[0.0, 1.0]]]),
+    jnp.array([[[[0.0, 0, side, side]]]]),
+  )
+  found = instances.find(probs, boxes, instances.Options(), (side, side), 8)
+  assert found.valid.sum() == 1

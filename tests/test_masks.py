@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from fcrn_jax import instances
 from fcrn_jax.instances import masks
 from fcrn_jax.instances.options import Hypotheses, Options
 
@@ -208,3 +209,19 @@ def test_upsample_is_half_pixel_bilinear(stride):
   ]
   found = masks.upsample(maps, size, stride)
   np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("which", ["probs", "boxes"])
+def test_a_cell_that_is_not_finite_costs_its_neighbours_alone(which, value):
+  probs = np.zeros((16, 16, 2), np.float32)
+  probs[..., 0] = 1
+  probs[2:6, 2:6] = 0, 1
+  boxes = np.broadcast_to(np.float32([8, 8, 24, 24]), (16, 16, 1, 4)).copy()
+  options = instances.Options(num_masks=1)
+  extract = functools.partial(instances.extract, options=options, stride=4)
+  whole = extract(probs, boxes, image_size=(64, 64))
+  assert whole.valid.sum() == 1 and whole.masks[0].sum() > 200
+  {"probs": probs, "boxes": boxes}[which][14, 14] = value
+  found = extract(probs, boxes, image_size=(64, 64))
+  np.testing.assert_array_equal(found.masks[0], whole.masks[0])

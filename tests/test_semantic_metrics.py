@@ -105,3 +105,10 @@ def test_nothing_but_void_has_no_score():
 def test_an_unknown_policy_is_refused():
   with pytest.raises((ValueError, TypeError)):
     semantic_scores(MATRIX, "skip")
+
+
+def test_confusion_takes_integers_of_every_type():
+  labels = np.array([[0, 1], [1, 255]])
+  for kind in (np.uint64, np.int8, np.uint16):
+    found = confusion(labels, np.array([[0, 1], [0, 1]], kind), 2)
+    assert found.tolist() == [[1, 0], [1, 1]]

@@ -1,6 +1,7 @@
 """Voting against a naive NumPy loop, ties included."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,3 +89,10 @@ def test_equals_naive_loop(program, slots, monkeypatch):
     threshold = float(str(thresholds[i]))
     check(one, scores, boxes, candidates, threshold, slots, groups)
   assert calls
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_large_boxes_of_half_a_precision_vote_as_one(dtype):
+  boxes = jnp.tile(jnp.array([0, 0, 300, 300], dtype), (6, 1))
+  votes = voting.vote(jnp.ones(6, dtype), boxes, jnp.ones(6, bool), 0.5, 8)
+  assert votes.valid.sum() == 1 and votes.num_votes[0] == 6

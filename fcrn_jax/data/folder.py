@@ -163,7 +163,7 @@ def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
   unreadable, truncated, too large or a stack of pictures.
   """
   with naming(file):
-    image = Image.open(file)
+    image = _open(file)
     number = _number_of_pictures(image)
   if number > 1:
     raise ValueError(
@@ -177,6 +177,17 @@ def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
     if image.mode in ("I;16", "I;16B", "I", "F"):
       return np.repeat(stretch(np.asarray(image))[..., None], 3, axis=-1)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _open(file: str | os.PathLike | io.IOBase) -> Image.Image:
+  """The picture, not by its path.
+
+  Of a path, Pillow maps some TIFFs into memory, with their sides exchanged
+  where EXIF turns them: scrambled pixels.
+  """
+  if isinstance(file, str | os.PathLike):
+    file = io.BytesIO(pathlib.Path(file).read_bytes())
+  return Image.open(file)
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -378,7 +389,7 @@ def load_map(
 ) -> Integer[Array, "H W"]:
   """A label map's ids, uint8 or wider; ValueError if not of `shape` H W."""
   with naming(path):
-    image = Image.open(path)
+    image = _open(path)
     codec, mode, largest = _decoding(image)
     image.load()
   if image.mode not in _GRAY:

@@ -52,6 +52,12 @@ def find(
   categories 1 ... C in pixels of an image `stride` times the maps' size, of
   which image_size (default: all) is not padding.
   """
+  if probs.shape != (*boxes.shape[:2], boxes.shape[2] + 1):
+    raise ValueError(
+      f"probs is {probs.shape} and boxes {boxes.shape}; expected maps of equal"
+      " height and width, and one channel more in probs, the background's, at"
+      " 0."
+    )
   probs, boxes = _single_precision(probs, boxes)
   if image_size is None:
     image_size = tuple(n * stride for n in probs.shape[:2])
@@ -169,7 +175,9 @@ def _describe(ballot, votes, owners, options, image_size, stride):
   extent = jax.vmap(_extents, (0, None, None))(
     votes.owner, ballot.cells, votes.keeper.shape[1]
   )
-  extent = boxes_lib.iou(extent.reshape(-1, 4) * stride, visible)
+  extent = extent.reshape(-1, 4) * stride
+  extent = jnp.clip(extent, 0, jnp.tile(image_size, 2))
+  extent = boxes_lib.iou(extent, visible)
   valid = votes.valid.ravel() & (areas >= options.min_area)
   valid &= extent >= options.min_extent
   return Hypotheses(
@@ -231,11 +239,6 @@ def extract(
   times the maps' size, less padding), else the size of the maps.
   """
   options = Options() if options is None else options
-  if probs.shape[-1] != boxes.shape[-2] + 1:
-    raise ValueError(
-      f"probs has {probs.shape[-1]} channels and boxes {boxes.shape[-2]} "
-      "categories; expected one channel more, the background's, at 0."
-    )
   probs, boxes = _single_precision(probs, boxes)
   if options.masks == "full" and image_size is not None:
     probs = masks_lib.upsample(probs, image_size, stride)

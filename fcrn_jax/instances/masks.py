@@ -109,7 +109,10 @@ def _paint(hypotheses, probs, boxes, options, *, size, stride, tile, turn):
   window = tile if stride == 1 else _ceil_div(tile, stride) + 3
   cells = probs.shape[:2]
   room = [0 if _surely(lambda n=n: n >= window) else window for n in cells]
-  probs, boxes = (_pad(x, room, (0, 1)) for x in (probs, boxes))
+  # A weight of 0 does not hide what is not finite.
+  probs, boxes = (
+    _pad(jnp.where(jnp.isfinite(x), x, 0), room, (0, 1)) for x in (probs, boxes)
+  )
   owners = _pad(hypotheses.owners, room, (2, 3), -1)
   rows, columns = (_ceil_div(n, tile) for n in size)
 

@@ -49,7 +49,9 @@ def region_nms(
   """
   size = scores.shape[0]
   order = jnp.argsort(-jnp.where(valid, scores, -jnp.inf), stable=True)
-  place = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size))
+  place = (
+    jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size, dtype=jnp.int32))
+  )
   first, second = jnp.concatenate([pairs, pairs[::-1]], axis=1)
   usable = (first >= 0) & valid[first] & valid[second]
   usable &= place[first] < place[second]  # first is the better one

@@ -64,6 +64,8 @@ def vote(
   `values`, by default the scores. Quick where neighbours in the array are
   neighbours in the image, see to_tiles.
   """
+  # Areas overflow half a precision.
+  scores, boxes = (jnp.asarray(x, jnp.float32) for x in (scores, boxes))
   count = scores.shape[0]
   if isinstance(count, int) and count == 0:
     nothing = jnp.zeros(max_instances)

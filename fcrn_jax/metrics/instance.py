@@ -182,6 +182,11 @@ def _checked(protocol: str) -> Protocol:
 
 def _instances(name: str, masks, count: int) -> np.ndarray:
   masks = np.asarray(masks)
+  if masks.ndim != 3 and not (masks.ndim == 2 and masks.dtype.kind in "iu"):
+    raise ValueError(
+      f"{name} are {masks.dtype} of shape {masks.shape}; expected masks m H W"
+      " (np.zeros((0, H, W)) for none), or a label map H W of integers."
+    )
   found = len(masks) if masks.ndim == 3 else masks.max(initial=0)
   lowest = 0 if masks.ndim == 3 else masks.min(initial=0)
   if lowest < 0 or found > count or (masks.ndim == 3 and found < count):
@@ -189,7 +194,7 @@ def _instances(name: str, masks, count: int) -> np.ndarray:
       f"{name} hold instance {lowest if lowest < 0 else found} and there are "
       f"{count} classes; expected one class for each instance, in order."
     )
-  return masks.astype(bool) if masks.ndim == 3 else masks
+  return masks.astype(bool, copy=False) if masks.ndim == 3 else masks
 
 
 def _reduce(

@@ -42,7 +42,8 @@ def confusion(
   _check_range("label", labels, num_classes, ignore)
   _check_range("prediction", predictions, num_classes, ignore)
   # In int64: a uint8 label times num_classes would wrap around.
-  pairs = labels.astype(np.int64) * num_classes + predictions
+  pairs = labels.astype(np.int64) * num_classes
+  pairs += predictions.astype(np.int64)
   counts = np.bincount(pairs, minlength=num_classes**2)
   return counts.reshape(num_classes, num_classes).astype(np.int64)
 

@@ -68,6 +68,10 @@ class Predictor:
     input_scale: the network sees images resized by this factor.
     normalize: it sees images after transforms.normalize_intensity.
     """
+    if input_scale <= 0:
+      raise ValueError(
+        f"input_scale is {input_scale}; expected a factor above 0."
+      )
     self.apply_fn = apply_fn
     self._network_stride = network_stride
     self.categories = tuple(categories)
