@@ -723,5 +723,5 @@ def test_stacks_of_numbers_are_masks_and_void_is_checked(dtype):
 )
 def test_masks_of_no_known_form_are_named(masks):
   # Of the evaluator, whose types are checked before, in tests alone.
-  with pytest.raises(ValueError, match="masks are .*expected masks m H W"):
+  with pytest.raises(ValueError, match=r"masks are .*expected masks m H W"):
     instance._instances("masks", masks, 0)
