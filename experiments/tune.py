@@ -22,8 +22,13 @@ _DATA = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_string("split", None, "Default the config's val_split.")
 _METRIC = flags.DEFINE_string(
-  "metric", "ap_r_vol", "A score of experiments.evaluate to raise."
-)
+  "metric", "", "A score of experiments.evaluate to raise; empty: that of the"
+  " config's protocol."
+)  # fmt: skip
+_USUAL = {
+  "sds": "ap_r_vol", "mnc": "ap_r_vol", "coco": "ap",
+  "matching": "matching_0.5",
+}  # fmt: skip
 _MAX_IMAGES = flags.DEFINE_integer(
   "max_images", 200, "Only so many; 0: all.", lower_bound=0
 )
@@ -50,17 +55,19 @@ def main():
   workdir, predictor = networks.workdir(), networks.load()
   config = checkpoint.read_config(workdir)
   dataset = common.load_split(config, _SPLIT.value, _DATA.value)
+  # Another protocol's best thresholds may be this one's worst.
+  metric = _METRIC.value or _USUAL[config.protocol]
   found = search(
     predictor,
     dataset,
-    _METRIC.value,
+    metric,
     _MAX_IMAGES.value,
     config.data.get("on_error", "raise"),
   )
   path = pathlib.Path(workdir) / "thresholds.json"
   files.write_json(path, found)
   print(
-    f"{_METRIC.value}: {found['before']:.4f} -> {found['after']:.4f} on"
+    f"{metric}: {found['before']:.4f} -> {found['after']:.4f} on"
     f" {found['num_images']} images, saved in {path}"
   )
 
