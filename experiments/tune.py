@@ -25,7 +25,7 @@ _METRIC = flags.DEFINE_string(
   "metric", "", "A score of experiments.evaluate to raise; empty: that of the"
   " config's protocol."
 )  # fmt: skip
-_USUAL = {
+_METRIC_OF = {
   "sds": "ap_r_vol", "mnc": "ap_r_vol", "coco": "ap",
   "matching": "matching_0.5",
 }  # fmt: skip
@@ -56,7 +56,7 @@ def main():
   config = checkpoint.read_config(workdir)
   dataset = common.load_split(config, _SPLIT.value, _DATA.value)
   # Another protocol's best thresholds may be this one's worst.
-  metric = _METRIC.value or _USUAL[config.protocol]
+  metric = _METRIC.value or _METRIC_OF[config.protocol]
   found = search(
     predictor,
     dataset,

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Integer
 from fcrn_jax import boxes
 from fcrn_jax.types import IGNORE, Array
 
+SCOPES = ("crop", "device", "global")
+
 
 def hardest(
   hardness: Float[Array, "*shape"],
@@ -158,7 +160,7 @@ def bootstrapped_box_loss(
 
 
 def _check_scope(scope):
-  if scope not in ("crop", "device", "global"):
+  if scope not in SCOPES:
     raise ValueError(
       f"scope is {scope!r}; expected 'crop', 'device' or 'global'."
     )

@@ -163,7 +163,8 @@ def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
   unreadable, truncated, too large or a stack of pictures.
   """
   with naming(file):
-    image = _open(file)
+    stream = _stream(file)
+    image = Image.open(stream)
     number = _number_of_pictures(image)
   if number > 1:
     raise ValueError(
@@ -172,22 +173,22 @@ def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
     )
   with naming(file):
     if is_deep(image):  # of which Pillow reads the upper bytes alone
-      return stretch(_read_deep(file, image))
+      return stretch(_read_deep(stream, image))
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I;16", "I;16B", "I", "F"):
       return np.repeat(stretch(np.asarray(image))[..., None], 3, axis=-1)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _open(file: str | os.PathLike | io.IOBase) -> Image.Image:
-  """The picture, not by its path.
+def _stream(file: str | os.PathLike | io.IOBase) -> io.IOBase:
+  """The open file, or the content of a path.
 
   Of a path, Pillow maps some TIFFs into memory, with their sides exchanged
   where EXIF turns them: scrambled pixels.
   """
   if isinstance(file, str | os.PathLike):
-    file = io.BytesIO(pathlib.Path(file).read_bytes())
-  return Image.open(file)
+    return io.BytesIO(pathlib.Path(file).read_bytes())
+  return file
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -199,25 +200,20 @@ def is_deep(image: Image.Image) -> bool:
   return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def _read_deep(file, image) -> Integer[np.ndarray, "H W 3"]:
+def _read_deep(stream, image) -> Integer[np.ndarray, "H W 3"]:
   """The channels in full and upright, of an opened image and its file."""
   orientation = image.getexif().get(_ORIENTATION, 1)
+  stream.seek(0)
   if image.format == "TIFF" and image.tag_v2.get(_TIFF_PLANAR) == 2:
     import tifffile
 
-    if not isinstance(file, str | os.PathLike):
-      file.seek(0)
     try:
-      planes = tifffile.imread(file)
+      planes = tifffile.imread(stream)
     except Exception as error:  # of a broken file it is any
       raise ValueError(f"planes of a TIFF: {error}") from None
     return _upright(np.moveaxis(planes, 0, -1)[..., :3], orientation)
-  if isinstance(file, str | os.PathLike):
-    content = pathlib.Path(file).read_bytes()
-  else:
-    file.seek(0)
-    content = file.read()
-  pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+  content = np.frombuffer(stream.read(), np.uint8)
+  pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
   if pixels is None or pixels.ndim != 3:
     raise ValueError("16 bits a channel in a form that OpenCV does not read")
   pixels = pixels[..., 2::-1]
@@ -389,7 +385,7 @@ def load_map(
 ) -> Integer[Array, "H W"]:
   """A label map's ids, uint8 or wider; ValueError if not of `shape` H W."""
   with naming(path):
-    image = _open(path)
+    image = Image.open(_stream(path))
     codec, mode, largest = _decoding(image)
     image.load()
   if image.mode not in _GRAY:

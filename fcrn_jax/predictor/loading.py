@@ -54,6 +54,11 @@ def create_model(config: ConfigDict) -> models.FCRN:
   )
 
 
+def preprocessing(config: ConfigDict) -> Preprocessing:
+  """config.preprocessing as a function of images."""
+  return Preprocessing(**config.preprocessing.to_dict())
+
+
 class Network:
   """One workdir's network, on as many devices as a batch divides among."""
 
@@ -64,7 +69,7 @@ class Network:
     if jax.default_backend() == "cpu":
       # Which has no arithmetic of half precision, and imitates it slowly.
       self.model = self.model.clone(dtype=jnp.dtype(jnp.float32))
-    self.preprocessing = Preprocessing(**config.preprocessing.to_dict())
+    self.preprocessing = preprocessing(config)
     # Bound to no device, so that maps from here and from elsewhere run the
     # same compiled programs.
     variables = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), variables)

@@ -168,7 +168,7 @@ def train(
         model.coarser(factor),
         tx,
         settings.loss_options(config),
-        settings.preprocessing(config),
+        loading.preprocessing(config),
         config.ema,
         factor,
         parts=config.accumulate,
@@ -275,7 +275,7 @@ def _first_state(config, model, tx, weights):
   )
   if weights:
     variables = models.load_pretrained(
-      weights, model, variables, preprocessing=settings.preprocessing(config)
+      weights, model, variables, preprocessing=loading.preprocessing(config)
     )
   # Raw key data: a checkpoint holds plain arrays.
   key_steps = jax.random.key_data(key_steps)

@@ -4,15 +4,15 @@ import operator
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from fcrn_jax import inference, instances
+from fcrn_jax import inference, instances, losses
 from fcrn_jax.data import pipeline
 from fcrn_jax.models import FCRN
 from fcrn_jax.predictor import loading
 from fcrn_jax.training import step
-from fcrn_jax.types import Preprocessing
 
 
 def check(config: ConfigDict, model: FCRN, train_data: Any) -> None:
@@ -61,7 +61,7 @@ def check(config: ConfigDict, model: FCRN, train_data: Any) -> None:
   inference.check_options(
     model.stride, loading.fill(inference.Options, config.inference)
   )
-  if 0 < config.num_steps <= config.optim.warmup_steps:
+  if config.num_steps <= config.optim.warmup_steps:
     logging.warning(
       "config.optim.warmup_steps=%d is not over at config.num_steps=%d: the"
       " learning rate stays below config.optim.lr",
@@ -71,7 +71,7 @@ def check(config: ConfigDict, model: FCRN, train_data: Any) -> None:
 
 
 def _check_range(config):
-  """Numbers that say nothing outside of a range, and names."""
+  """ValueError for a number beyond its range, or a name that is none."""
   positive = ("batch_size", "num_steps", "accumulate", "model.box_unit")
   not_negative = (
     "optim.lr", "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm",
@@ -88,15 +88,13 @@ def _check_range(config):
       value = operator.attrgetter(name)(config)
       if not fits(value):
         raise ValueError(f"config.{name} is {value}; expected {expected}.")
-  for name, expected in (
-    ("loss.scope", ("crop", "device", "global")),
-    ("preprocessing.channel_order", ("rgb", "bgr")),
-  ):
-    value = operator.attrgetter(name)(config)
-    if value not in expected:
-      raise ValueError(
-        f"config.{name} is {value!r}; expected one of {expected}."
-      )
+  if config.loss.scope not in losses.SCOPES:
+    raise ValueError(
+      f"config.loss.scope is {config.loss.scope!r}; expected one of"
+      f" {losses.SCOPES}."
+    )
+  # Refuses an unknown order of channels.
+  loading.preprocessing(config)(np.zeros(3, np.uint8))
 
 
 def pipeline_options(
@@ -121,8 +119,3 @@ def loss_options(config: ConfigDict) -> step.LossOptions:
     box_weight=config.loss.box_weight,
     box_unit=config.loss.box_unit or config.model.box_unit,
   )
-
-
-def preprocessing(config: ConfigDict) -> Preprocessing:
-  """config.preprocessing as a function of images."""
-  return Preprocessing(**config.preprocessing.to_dict())
