@@ -232,9 +232,9 @@ def train(
       pause = time.perf_counter()
       if logs:
         scalars["lr"] = float(learning_rate(now - 1))
-        if now > timed:
-          speed = (now - timed) * config.batch_size / (pause - clock)
-          scalars["images_per_second"] = speed
+        images = (now - timed) * config.batch_size  # none at the first step
+        speed = images / (pause - clock) if images else np.nan
+        scalars["images_per_second"] = speed
         sums, counted, clock, timed = {}, now, pause, now
         writer.write(now, scalars)
         progress.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
