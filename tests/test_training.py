@@ -373,6 +373,13 @@ def test_batch_that_does_not_divide_is_refused():
     parallel.split_batch({"image": np.zeros((6, 2))}, 4)
 
 
+def test_a_split_batch_lets_go_of_the_memory_it_came_in():
+  batch = {"image": np.arange(12).reshape(4, 3)}
+  split = parallel.split_batch(batch, 2)
+  np.testing.assert_array_equal(split["image"][1], [[6, 7, 8], [9, 10, 11]])
+  assert not np.shares_memory(split["image"], batch["image"])
+
+
 def tiny_config(**changes):
   config = shapes.get_config().unlock()
   config.model.name = "fcrn_tiny"

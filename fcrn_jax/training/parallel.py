@@ -79,7 +79,10 @@ def split_batch(batch: Mapping[str, np.ndarray], num_devices: int) -> dict:
       f"a batch of {size} images does not divide among {num_devices} devices;"
       " set config.batch_size to a multiple of the device count."
     )
+  shape = num_devices, size // num_devices
+  # Copies: JAX holds on to what it is given, and the memory that processes of
+  # the input share would be reported as leaked at the end.
   return {
-    name: value.reshape(num_devices, size // num_devices, *value.shape[1:])
+    name: np.array(value).reshape(*shape, *value.shape[1:])
     for name, value in batch.items()
   }
