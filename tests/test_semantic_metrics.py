@@ -84,12 +84,6 @@ def test_presets():
   assert result["mean_iou"] == pytest.approx((3 / 4 + 1 / 3 + 0) / 3)
 
 
-def test_background_can_be_left_out_though_its_pixels_still_count():
-  result = semantic_scores(MATRIX, "nan_excluded", background=False)
-  assert result["mean_iou"] == pytest.approx((1 / 3 + 0) / 2)
-  assert np.isnan(result["iou"][0])
-
-
 def test_scores_of_a_sum_are_not_the_mean_of_scores():
   first = np.array([[90, 0], [10, 0]])
   second = np.array([[0, 0], [0, 10]])

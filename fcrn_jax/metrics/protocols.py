@@ -125,8 +125,7 @@ def true_positives(
   ious: p g, predictions in falling order of score against true instances;
   pairs that are not stored do not overlap or differ in category.
   """
-  # As in pycocotools; no other protocol has a threshold so near 1.
-  thresholds = np.minimum(protocol.thresholds, 1 - 1e-10)
+  thresholds = np.array(protocol.thresholds)
   result = np.zeros((len(thresholds), ious.shape[0]), bool)
   taken = np.zeros((len(thresholds), ious.shape[1]), bool)
   every = np.arange(len(thresholds))

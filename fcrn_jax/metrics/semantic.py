@@ -51,7 +51,6 @@ def confusion(
 def semantic_scores(
   confusion: Int[Array, "c c"],
   absent_class: AbsentClass = "nan_excluded",
-  background: bool = True,
 ) -> dict[str, float | list[float]]:
   """pixel_accuracy, mean_accuracy, mean_iou (0 ... 1) and iou per class.
 
@@ -62,17 +61,12 @@ def semantic_scores(
   "nan_excluded" NaN, left out of the mean (Cityscapes); "zero" 0, counted in
   the mean; "one_denominator" 0 / 1, the arithmetic of later VOC devkits and
   therefore the same number as "zero".
-  background=False leaves class 0 out of the means and of `iou` (NaN there),
-  for data whose classes have no background; pixels taken for it still count
-  as missed by their true class.
   """
   matrix = np.asarray(confusion, np.int64)
   correct = np.diagonal(matrix).astype(np.float64)
   rows, columns = matrix.sum(axis=1), matrix.sum(axis=0)
   iou = _divide(correct, rows + columns - correct, absent_class)
   accuracy = _divide(correct, rows, absent_class)
-  if not background:
-    iou[0] = accuracy[0] = np.nan
   total = matrix.sum()
   return {
     "pixel_accuracy": float(correct.sum() / total) if total else np.nan,
