@@ -1,9 +1,11 @@
 """What every command does before its work."""
 
+import math
 import os
 import pathlib
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags, logging
@@ -47,25 +49,40 @@ def load_split(config, split: str | None, path: str | None):
     config.data.path = path
     if config.data.name in ("shapes", "functions"):
       config.data.name, config.data.num_val = check.guess_name(path), 0
+  place = pathlib.Path(config.data.path).expanduser()
+  if not place.exists():
+    raise ValueError(
+      f"the data {place}"
+      + ("" if path else ", which the network was trained on,")
+      + f" do not exist (seen from {pathlib.Path.cwd()}); pass --data=DIR."
+    )
   return loop.load_split(config, "val")
 
 
-def network_cost(name: str, size: int) -> tuple[int, float]:
+def network_cost(name: str, size: int) -> tuple[int, int]:
   """(parameters, floating-point operations) of one image's forward pass.
 
-  XLA counts the operations of the program; nothing is allocated or run.
+  The operations are the convolutions' as the network is written, a product and
+  a sum counted as two, whatever form computes them here.
   """
   from fcrn_jax import models
 
   model = models.create(name, {"semantic": 21})
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  variables = jax.eval_shape(
-    lambda x: model.init(jax.random.key(0), x, train=False), images
-  )
-  program = jax.jit(lambda v, x: model.apply(v, x, train=False))
-  # Other backends may not count.
-  with jax.default_device(jax.local_devices(backend="cpu")[0]):
-    flops = program.lower(variables, images).cost_analysis()["flops"]
+  flops = 0
+
+  def count(call, args, kwargs, context):
+    nonlocal flops
+    out, module = call(*args, **kwargs), context.module
+    if module.has_variable("params", "kernel"):
+      kernel = module.get_variable("params", "kernel")
+      flops += 2 * kernel.size * math.prod(out.shape[:3])
+    return out
+
+  with nn.intercept_methods(count):  # nothing is allocated or run
+    variables = jax.eval_shape(
+      lambda x: model.init(jax.random.key(0), x, train=False), images
+    )
   return sum(x.size for x in jax.tree.leaves(variables["params"])), flops
 
 

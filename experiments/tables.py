@@ -5,8 +5,8 @@
   python -m experiments.tables --what=results > docs/results.md
 
 zoo: every named network with its field of view in pixels, its parameters and
-its work (a product and a sum counted as two) for one image with 21 classes,
-and the paper's figures for it.
+the work of its convolutions (a product and a sum counted as two) for one image
+with 21 classes, and the paper's figures for it.
 results: what experiments.benchmark left in --results, as Markdown, and beside
 it in docs/ the plot of what grouping makes of perfect maps; that of other
 --results goes to their folder.
@@ -23,7 +23,7 @@ _RESULTS = flags.DEFINE_string(
   "results", "experiments/results", "results: the folder of the JSON files."
 )
 _FIELDS = ("command", "date", "hardware", "versions", "rows")
-_SIZE = flags.DEFINE_integer("size", 512, "zoo: side of the image, pixels.")
+_SIZE = flags.DEFINE_integer("size", 512, "zoo: side of the image, pixels.", 1)
 
 
 def zoo(size: int) -> list[tuple[str, ...]]:
@@ -34,26 +34,29 @@ def zoo(size: int) -> list[tuple[str, ...]]:
   from fcrn_jax import models
 
   rows = [
-    ("name", "field of view", "Mparams", f"GFLOP at {size}", "paper (table)")
-  ]
+    ("name", "field of view", "Mparams", f"GFLOP at {size}",
+     "paper: mean IoU (table)", "paper: AP^r at 0.5/0.7 (table)")
+  ]  # fmt: skip
+  costs = {}
   for name in tqdm(models.list_models(), desc="networks"):
     spec = models.spec(name)
-    params, flops = common.network_cost(name, size)
-    paper = "; ".join(_figures(row) for row in spec.paper)
+    alike = spec.depth, spec.stride, spec.kernel  # whatever the dilation
+    if alike not in costs:
+      costs[alike] = common.network_cost(name, size)
+    params, flops = costs[alike]
+    means, aps = [], []
+    for row in spec.paper:
+      setting = "" if row.setting == "vanilla" else f" {row.setting}"
+      where = f"({row.table}{setting})"
+      if row.ap_r_05 is None:
+        means.append(f"{row.mean_iou} {where}")
+      else:
+        aps.append(f"{row.ap_r_05}/{row.ap_r_07} {where}")
     rows.append(
       (name, str(spec.field_of_view), f"{params / 1e6:.2f}",
-       f"{flops / 1e9:.1f}", paper or "-")
+       f"{flops / 1e9:.1f}", "; ".join(means) or "-", "; ".join(aps) or "-")
     )  # fmt: skip
   return rows
-
-
-def _figures(row):
-  """A row of the paper: mean IoU, or mAP^r at 0.5 and 0.7, and its table."""
-  figures = row.mean_iou if row.ap_r_05 is None else (
-    f"{row.ap_r_05}/{row.ap_r_07}"
-  )  # fmt: skip
-  setting = "" if row.setting == "vanilla" else f" {row.setting}"
-  return f"{figures} ({row.table}{setting})"
 
 
 def results(folder: str) -> str:

@@ -31,7 +31,9 @@ _TINY = Spec("fcrn_tiny", 10, 4, 3, 1, base_width=4)
 # Ours: for training from random weights, and for small objects.
 RECOMMENDED = (
   "fcrn18_s2_k3_d6",
+  "fcrn18_s4_k3_d2",
   "fcrn18_s4_k3_d6",
+  "fcrn18_s8_k3_d2",
   "fcrn18_s8_k3_d12",
   "fcrn34_s2_k3_d6",
   "fcrn34_s4_k3_d6",
