@@ -66,9 +66,8 @@ def main():
   )
   print(evaluation.table(scores))
   if _WORST.value:
-    if _ORACLE.value:
-      suffix = f"_oracle_{_ORACLE.value}{suffix}"  # as the json has it
-    directory = pathlib.Path(workdir) / f"worst_{dataset.split}{suffix}"
+    stem = evaluation.file_stem(dataset.split, _ORACLE.value, suffix)
+    directory = pathlib.Path(workdir) / f"worst_{stem}"
     places = {key: index for index, key in enumerate(dataset.ids)}
     ids = scores["worst_images"][: _WORST.value]
     examples = [dataset[places[key]] for key in ids]

@@ -3,11 +3,13 @@
   python -m experiments.tune --workdir=runs/nuclei --metric=matching_0.5
   python -m experiments.tune --semantic=S --localization=L --max_images=200
 Saves W/thresholds.json (of two workdirs, in L), which Predictor.load and all
-commands then use; delete it to return to the config's values. Tune on images
-that no score is quoted for: the thresholds have seen them.
+commands then use; delete it to return to the config's values. The thresholds
+have seen the images: quote scores of others (experiments.evaluate --split=...,
+which marks scores of these). Networks know their training images too well.
 """
 
 import datetime
+import difflib
 import math
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
@@ -68,8 +70,14 @@ def main():
   files.write_json(path, found)
   print(
     f"{metric}: {found['before']:.4f} -> {found['after']:.4f} on"
-    f" {found['num_images']} images, saved in {path}"
+    f" {found['num_images']} images, saved in {path}; quote scores of others"
   )
+  if found["leaked_images"]:
+    print(
+      f"{found['leaked_images']} images of this split were trained on, where a"
+      " network is surer than elsewhere: better tune on a --split that it has"
+      " not seen"
+    )
 
 
 def search(
@@ -87,6 +95,7 @@ def search(
   from tqdm import tqdm
 
   from fcrn_jax import evaluation
+  from fcrn_jax.data.functions import source_of
 
   if not dataset.has_instances:
     raise ValueError(
@@ -127,8 +136,10 @@ def search(
     "metric": metric,
     "before": before,
     "after": value,
-    "data": dataset.name,
-    "split": dataset.split,
+    **evaluation.image_stamp(dataset, number),
+    "data_source": source_of(dataset),
+    "ids": dataset.ids[:number],
+    **evaluation.check_leaks(predictor, dataset, allow_leak=True),
     "num_images": len(kept),
     "checkpoint_step": predictor.step,
     "views": str(predictor.views),
@@ -147,7 +158,10 @@ def protocol_of(metric: str, num_classes: int) -> str:
     if metric in names:
       return protocol
     known += names
-  raise ValueError(f"no score {metric!r}; expected one of {known}.")
+  close = difflib.get_close_matches(metric, known, 3) or known
+  raise ValueError(
+    f"no score {metric!r} of instances; did you mean one of {close}?"
+  )
 
 
 def score(predictor, kept, options, metric, protocol, count_void) -> float:

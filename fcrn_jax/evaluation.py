@@ -9,6 +9,8 @@ import os
 import pathlib
 import pickle
 import platform
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ from fcrn_jax.types import IGNORE
 # Category maps of published benchmarks have rules of their own.
 _SEMANTIC = {"voc2012_sbd": metrics.VOC, "cityscapes": metrics.CITYSCAPES}
 _NUM_WORST = 20
+_ROWS = 21  # of classes in the table, so that it fits a screen; VOC's number
 
 
 class Scores:
@@ -159,16 +162,25 @@ def evaluate(
 
   Returns:
     A flat dict: scores in 0 ... 1 (None where undefined), the stamp, and
-    `worst_images`, the ids of the twenty worst.
+    `worst_images`, the ids of the twenty worst. `tuned_on_these_images` says
+    whether experiments.tune chose the thresholds on some of them, None where
+    that is not known.
 
   Raises:
     ValueError: other categories than the networks', or images that they were
       trained on.
   """
+  metrics.InstanceEvaluator(2, protocol)  # refuses an unknown one
+  if oracle not in typing.get_args(Oracle):
+    raise ValueError(
+      f"oracle is {oracle!r}; expected one of {typing.get_args(Oracle)}."
+    )
+  if max_images < 0:
+    raise ValueError(f"max_images is {max_images}; expected 0 (all) or more.")
   refuse_other_categories(predictor.categories, dataset)
   if oracle in ("boxes", "both") and not dataset.has_instances:
     raise ValueError(f"{dataset.name} has no instances to take boxes from.")
-  leaks = _check_leaks(predictor, dataset, allow_leak, train_sets)
+  leaks = check_leaks(predictor, dataset, allow_leak, train_sets)
   number = min(len(dataset), max_images or len(dataset))
   scores = _score(
     predictor, dataset, number, protocol, oracle, on_error, progress
@@ -180,40 +192,53 @@ def evaluate(
   values = scores.result(names, semantic)
   values |= _stamp(predictor, dataset, protocol, semantic, number, oracle)
   values |= leaks
+  values["tuned_on_these_images"] = _saw(predictor.tuned_on, dataset, number)
   values["num_images"] = len(scores.by_image)
   values["skipped_images"] = number - len(scores.by_image)
   values["worst_images"] = scores.worst(_NUM_WORST)
   values = files.jsonable(values)
   if workdir is not None and jax.process_index() == 0:
-    suffix = f"_oracle_{oracle}{suffix}" if oracle else suffix
-    name = f"eval_{dataset.split}{suffix}.json"
+    name = f"eval_{file_stem(dataset.split, oracle, suffix)}.json"
     files.write_json(pathlib.Path(workdir) / name, values)
   return values
 
 
 def table(scores: Mapping[str, Any]) -> str:
   """The main scores as text, ours beside connected components'."""
-  lines = [f"{'':24}{'ours':>10}{'components':>14}"]
-  for name in (
+  names = [
     "pixel_accuracy", "mean_accuracy", "mean_iou", "ap_r_0.5", "ap_r_0.7",
     "ap_r_vol", "ap", "ap_0.5", "ap_0.75", "matching_0.5", "matching_0.7",
     "matching_0.9", "matching_by_image_0.5", "touching_recall_0.5", "pq",
-  ):  # fmt: skip
-    if scores.get(name) is None:
-      continue
+  ]  # fmt: skip
+  classes = [name for name in scores if name.startswith("iou_")]
+  names[3:3] = classes if len(classes) <= _ROWS else []
+  names = [name for name in names if scores.get(name) is not None]
+  width = max(map(len, (*names, " " * 23))) + 1
+  lines = []
+  if any(name.startswith("components_") for name in scores):
+    lines = [f"{'':{width}}{'ours':>10}{'components':>14}"]
+  for name in names:
     other = scores.get(f"components_{name}")
     other = "" if other is None else f"{other:14.4f}"
-    lines.append(f"{name:24}{scores[name]:10.4f}{other}")
+    lines.append(f"{name:{width}}{scores[name]:10.4f}{other}")
+  where = f" {scores['data_path']}" if scores["data_path"] else ""
   lines.append(
-    f"{scores['num_images']} images of {scores['data']}"
-    f" {scores['data_path'] or ''} [{scores['split']}], protocol"
-    f" {scores['protocol']}, step {scores['checkpoint_step']}"
+    f"{scores['num_images']} images of {scores['data']}{where}"
+    f" [{scores['split']}], protocol {scores['protocol']}, step"
+    f" {scores['checkpoint_step']}"
   )
   if scores["leaked_images"]:
     lines.append(
       f"OF A SPLIT OF WHICH {scores['leaked_images']} IMAGES WERE TRAINED ON"
     )
+  if scores["tuned_on_these_images"]:
+    lines.append("THE THRESHOLDS WERE TUNED ON IMAGES OF THESE")
   return "\n".join(lines)
+
+
+def file_stem(split: str, oracle: Oracle = "", suffix: str = "") -> str:
+  """What the names of files of a split's scores have in common."""
+  return f"{split}_oracle_{oracle}{suffix}" if oracle else f"{split}{suffix}"
 
 
 def counts_void(dataset: Any) -> bool:
@@ -308,8 +333,13 @@ def refuse_other_categories(names: Sequence[str], dataset: Any) -> None:
     )
 
 
-def _check_leaks(predictor, dataset, allow_leak, train_sets):
-  """The stamp of check.refuse_leak, over all training sets."""
+def check_leaks(
+  predictor: Predictor,
+  dataset: Any,
+  allow_leak: bool = False,
+  train_sets: Sequence[Any] | None = None,
+) -> dict[str, Any]:
+  """The stamp of check.refuse_leak, over all training sets; see evaluate."""
   stamp = {"leaked_images": 0, "leak_check": "done"}
   if train_sets is None:
     train_sets, sources = [], predictor.trained_on
@@ -325,6 +355,19 @@ def _check_leaks(predictor, dataset, allow_leak, train_sets):
     found = check.refuse_leak(train, dataset, allow_leak)
     stamp["leaked_images"] += found["leaked_images"]
   return stamp
+
+
+def _saw(tuned_on, dataset, number):
+  """Whether one of the first images is one of `tuned_on`; None if unknown."""
+  if tuned_on is None:
+    return None
+  mine = image_stamp(dataset, number)
+  same = tuned_on["split_hash"] == mine["split_hash"]  # moved since, say
+  tuned = types.SimpleNamespace(
+    name=tuned_on["data"], path=tuned_on["data_source"], ids=tuned_on["ids"]
+  )
+  shared = set(check.shared_ids(tuned, dataset))
+  return same or not shared.isdisjoint(dataset.ids[:number])
 
 
 def _other_processes(scores: Scores) -> Iterator[Scores]:
@@ -352,9 +395,19 @@ def _flat(scores, name, labels):
   return scores
 
 
+def image_stamp(dataset: Any, number: int) -> dict[str, Any]:
+  """Which images these are: the first so many of a data set."""
+  ids = "\n".join(dataset.ids[:number])
+  return {
+    "data": dataset.name,
+    "data_path": str(dataset.path) if dataset.path else None,
+    "split": dataset.split,
+    "split_hash": hashlib.sha256(ids.encode()).hexdigest()[:16],
+  }
+
+
 def _stamp(predictor, dataset, protocol, semantic, number, oracle):
   """How the numbers were made."""
-  ids = "\n".join(dataset.ids[:number])
   versions = {
     f"version_{name}": _version(name)
     for name in ("fcrn_jax", "jax", "flax", "numpy")
@@ -363,10 +416,7 @@ def _stamp(predictor, dataset, protocol, semantic, number, oracle):
     "protocol": protocol,
     "semantic_protocol": f"{semantic}, background counted",
     "oracle": oracle,
-    "data": dataset.name,
-    "data_path": str(dataset.path) if dataset.path else None,
-    "split": dataset.split,
-    "split_hash": hashlib.sha256(ids.encode()).hexdigest()[:16],
+    **image_stamp(dataset, number),
     "source": predictor.source,
     "checkpoint_step": predictor.step,
     "views": str(predictor.views),

@@ -22,20 +22,22 @@ def true_maps(
   stride: int | float,
   num_categories: int,
   with_boxes: bool = True,
+  shape: tuple[int, int] | None = None,
 ) -> Maps:
   """The maps of perfect networks: categories and full boxes at each cell.
 
   Where with_boxes says that the boxes are to be used, cells of no instance
-  are background and have the box of the nearest one.
+  are background and have the box of the nearest one. shape: the cells h w of
+  the maps, by default those that cover the image.
   """
   labels = np.where(example["semantic"] == IGNORE, 0, example["semantic"])
+  cells = shape or [math.ceil(n / stride) for n in labels.shape]
   places = np.ix_(
     *(
-      np.minimum((np.arange(math.ceil(n / stride)) + 0.5) * stride, n - 1)
-      .astype(int)
-      for n in labels.shape
+      np.minimum((np.arange(number) + 0.5) * stride, n - 1).astype(int)
+      for number, n in zip(cells, labels.shape, strict=True)
     )
-  )  # fmt: skip
+  )
   labels, boxes = labels[places], None
   if with_boxes:
     owner = example["instances"][places]
@@ -76,17 +78,20 @@ def perfect_result(
 
 def oracle_maps(predictor: Predictor, example: Example, oracle: Oracle) -> Maps:
   """The predictor's maps, with the categories, boxes or both made true."""
+  number = len(predictor.categories)
+  if oracle == "both":
+    return true_maps(example, predictor.stride, number)
+  maps = predictor.maps(example["image"])
   if not oracle:
-    return predictor.maps(example["image"])
+    return maps
+  # Scaled to whole pixels, an image may have a cell more or less.
   true = true_maps(
     example,
     predictor.stride,
-    len(predictor.categories),
-    with_boxes=oracle != "categories",
+    number,
+    oracle == "boxes",
+    maps.probs.shape[:2],
   )
-  if oracle == "both":
-    return true
-  maps = predictor.maps(example["image"])
   if oracle == "categories":
     return Maps(true.probs, maps.boxes)
   known = true.probs[..., :1, None] == 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -175,6 +176,55 @@ def test_category_maps_alone():
   scores = evaluation.evaluate(Recorded([FOUND]), dataset, progress=False)
   assert scores["mean_iou"] == pytest.approx((3 / 5 + 7 / 8) / 3)
   assert "ap_r_0.5" not in scores and "matching_0.5" not in scores
+  lines = evaluation.table(scores).splitlines()
+  assert [line.split() for line in lines[2:6]] == [
+    ["mean_iou", "0.4917"], ["iou_background", "0.6000"],
+    ["iou_a", "0.8750"], ["iou_b", "0.0000"],
+  ]  # fmt: skip
+  assert "components" not in evaluation.table(scores)
+  many = {f"iou_{k}": 0.5 for k in range(80)}
+  assert len(evaluation.table({**scores, **many}).splitlines()) < 10
+
+
+@pytest.mark.parametrize(
+  ("wrong", "words"),
+  [
+    ({"protocol": "voc"}, "protocol is 'voc'; expected 'sds'"),
+    ({"oracle": "masks"}, "oracle is 'masks'; expected one of"),
+    ({"max_images": -1}, "max_images is -1"),
+  ],
+)
+def test_wrong_arguments_are_refused_before_any_image(wrong, words):
+  dataset = Data([TRUTH], has_instances=False)
+  jaxtyping.config.update("jaxtyping_disable", True)  # as callers have it
+  try:
+    with pytest.raises(ValueError, match=words):
+      evaluation.evaluate(Recorded([]), dataset, **wrong)
+  finally:
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_scores_of_images_that_were_tuned_on_are_marked():
+  predictor, dataset = Recorded([FOUND] * 3), Data([TRUTH] * 3)
+  predictor.tuned_on = {
+    **evaluation.image_stamp(dataset, 2),
+    "data_source": None,
+    "ids": ["image0", "image1"],
+  }
+
+  def mark(**options):
+    scores = evaluation.evaluate(predictor, dataset, progress=False, **options)
+    marked = scores["tuned_on_these_images"]
+    assert bool(marked) == ("TUNED ON" in evaluation.table(scores))
+    return marked
+
+  assert mark() is True and mark(max_images=2) is True
+  dataset.path = "/moved"
+  assert mark(max_images=2) is True and mark() is False
+  dataset.path, dataset.ids = None, ["image2", "image3", "image1"]
+  assert mark() is True and mark(max_images=2) is False
+  predictor.tuned_on = None
+  assert mark() is None
 
 
 def test_overlapping_masks_are_scored_as_masks():
@@ -259,6 +309,26 @@ def test_true_boxes_for_a_network_of_categories_alone():
   assert scores["ap_r_0.5_rectangle"] > 0.1
 
 
+def test_an_oracle_where_the_input_scale_is_no_whole_ratio():
+  # 96 pixels go in as 100, 70 for the network: 18 cells, and 96 would be 17.
+  def apply_fn(images, sizes):
+    cells = (len(images), images.shape[1] // 4, images.shape[2] // 4)
+    return {
+      "semantic": np.zeros((*cells, 5), np.float32),
+      "boxes": np.zeros((*cells, 4, 4), np.float32),
+    }
+
+  predictor = Predictor(apply_fn, 4, shapes().categories, input_scale=0.7)
+  scores = {
+    oracle: evaluation.evaluate(
+      predictor, shapes(2), oracle=oracle, progress=False
+    )
+    for oracle in ("categories", "boxes")
+  }
+  assert scores["categories"]["mean_iou"] > 0.7
+  assert scores["boxes"]["mean_iou"] < 0.3
+
+
 def test_pictures_of_ids_in_folders_and_without_instances(tmp_path):
   example = {**shapes(1)[0], "id": "train/0001"}
   evaluation.draw(Blind(None, 8, shapes().categories), [example], tmp_path)
@@ -330,7 +400,7 @@ def test_images_of_the_training_set_are_refused():
     predictor, shapes(1), oracle="both", progress=False
   )
   with pytest.raises(
-    ValueError, match=r"^/nowhere/labels\.txt does not"
+    ValueError, match="the data /nowhere do not exist"
   ) as error:
     data.load(**predictor.trained_on[0])
   assert scores["leak_check"] == f"not done: {error.value}"

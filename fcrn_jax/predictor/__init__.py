@@ -44,6 +44,8 @@ class Predictor:
     source: where the networks came from.
     step: the checkpoint's; of two, that of the network with the boxes.
     trained_on: the training sets as arguments of data.load.
+    tuned_on: thresholds.json, which names the images that experiments.tune
+      saw; None where nothing is known of that.
   """
 
   def __init__(
@@ -60,6 +62,7 @@ class Predictor:
     step: int | None = None,
     trained_on: Sequence[Mapping[str, Any]] = (),
     category_ids: Sequence[int] = (),
+    tuned_on: Mapping[str, Any] | None = None,
   ):
     """See `load`; this is for networks of one's own.
 
@@ -83,6 +86,7 @@ class Predictor:
     self.step = step
     self.trained_on = tuple(trained_on)
     self.category_ids = tuple(category_ids)
+    self.tuned_on = tuned_on
     self._networks = None
 
   @classmethod

@@ -148,13 +148,16 @@ def load(
     return {head: outputs[net][head] for head, net in chosen.items()}
 
   config = last.config
+  thresholds = _thresholds(localization or semantic)
   sources = [f"{path} at step {number}" for path, number in steps.items()]
   return chosen, {
     "apply_fn": apply_fn,
     "network_stride": min(net.model.stride for net in chosen.values()),
     "categories": config.categories,
     "views": fill(inference.Options, config.inference),
-    "options": instance_options(localization or semantic, config),
+    "options": fill(
+      instances.Options, config.instances, thresholds.get("instances")
+    ),
     "input_scale": config.data.input_scale,
     "normalize": config.data.get("normalize", False),
     "source": " and ".join(sources),
@@ -164,6 +167,7 @@ def load(
       for network in networks.values()
     ],
     "category_ids": config.get("category_ids", ()),
+    "tuned_on": thresholds if "ids" in thresholds else None,
   }
 
 
@@ -209,13 +213,10 @@ def fill(kind, config: ConfigDict, extra: Mapping[str, Any] | None = None):
   return kind(**values)
 
 
-def instance_options(
-  workdir: PathLike, config: ConfigDict
-) -> instances.Options:
-  """The config's settings with those that experiments.tune found."""
+def _thresholds(workdir: PathLike) -> dict[str, Any]:
+  """What experiments.tune found, if it was run."""
   path = pathlib.Path(workdir) / "thresholds.json"
-  tuned = {}
-  if path.is_file():
-    tuned = files.read_json(path)["instances"]
-    logging.info("thresholds of experiments.tune, from %s", path)
-  return fill(instances.Options, config.instances, tuned)
+  if not path.is_file():
+    return {}
+  logging.info("thresholds of experiments.tune, from %s", path)
+  return files.read_json(path)
