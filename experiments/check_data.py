@@ -57,9 +57,15 @@ def main():
   print(check_report.text(report))
   output = pathlib.Path(_OUTPUT.value)
   files.write_json(output / "report.json", check_report.values(report))
-  check_report.plot(report, output / "histograms.png")
-  check_report.picture(report, output / "worst.png")
-  print(f"report.json, histograms.png, worst.png in {output}")
+  written = ["report.json"]
+  for name, draw in (
+    ("histograms.png", check_report.plot), ("worst.png", check_report.picture)
+  ):  # fmt: skip
+    (output / name).unlink(missing_ok=True)  # of an earlier check
+    if report.readable:
+      draw(report, output / name)
+      written.append(name)
+  print(f"{', '.join(written)} in {output}")
   return 1 if report.num_errors else 0
 
 

@@ -49,12 +49,12 @@ def load_split(config, split: str | None, path: str | None):
     config.data.path = path
     if config.data.name in ("shapes", "functions"):
       config.data.name, config.data.num_val = check.guess_name(path), 0
-  place = pathlib.Path(config.data.path).expanduser()
+  place = pathlib.Path(config.data.path).expanduser().resolve()
   if not place.exists():
     raise ValueError(
       f"the data {place}"
       + ("" if path else ", which the network was trained on,")
-      + f" do not exist (seen from {pathlib.Path.cwd()}); pass --data=DIR."
+      + " do not exist; pass --data=DIR."
     )
   return loop.load_split(config, "val")
 

@@ -25,6 +25,14 @@ def load():
   """The flags' predictor."""
   from fcrn_jax.predictor import Predictor
 
+  if bool(_WORKDIR.value) == bool(_SEMANTIC.value or _LOCALIZATION.value):
+    raise ValueError(
+      "pass --workdir of a joint network, or --semantic and --localization."
+    )
+  if _LOCALIZATION.value and not _SEMANTIC.value:
+    raise ValueError(
+      "--localization gives boxes alone; pass --semantic=WORKDIR too."
+    )
   predictor = Predictor.load(
     _WORKDIR.value,
     semantic=_SEMANTIC.value,

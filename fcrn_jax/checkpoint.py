@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from fcrn_jax.files import read_json, write_json
+from fcrn_jax.types import listed
 
 PathLike = str | os.PathLike
 
@@ -213,13 +214,11 @@ def verify(
     if saved.get(name) != wanted.get(name)
   ]
   if differences:
-    more = len(differences) - 10
-    listed = "\n  ".join(differences[:10])
-    listed += f"\n  and {more} more" if more > 0 else ""
+    indent = "\n  "
     raise ValueError(
       f"checkpoint {step} in {manager.directory} is of another network or"
       " optimizer than the config; use a new --workdir, or the config that"
-      f" the workdir was started with:\n  {listed}"
+      f" the workdir was started with:\n  {listed(differences, 10, indent)}"
     )
 
 

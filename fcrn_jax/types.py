@@ -12,6 +12,7 @@ and score maps are upsampled from there.
 Categories are 1 ... C everywhere; 0 is background, IGNORE is void.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -20,6 +21,13 @@ from jaxtyping import Bool, Float, Int, Num, UInt8
 Array = Any  # a numpy or a JAX array; jaxtyping then checks shape and dtype
 IGNORE = 255
 FILL = (124, 117, 104)  # what pads an image: the mean RGB of ImageNet
+
+
+def listed(items: Sequence[str], most: int = 10, separator: str = ", ") -> str:
+  """The first so many of the items, and how many more there are."""
+  rest = len(items) - most
+  more = [f"and {rest:,} more"] if rest > 0 else []
+  return separator.join([*items[:most], *more])
 
 
 def palette() -> UInt8[np.ndarray, "256 3"]:

@@ -58,11 +58,12 @@ def test_every_planted_defect_is_found_and_nothing_else(damaged):
   report = examine("folder", root)
   assert findings(report) == set(planted)
   kinds = {kind for kind, _ in planted}
-  assert kinds == set(check.KINDS) - {"overlap", "absent"}
+  assert kinds == set(check.KINDS) - {"overlap", "absent", "lossy", "no_list"}
   text = check_report.text(report)
   for kind in kinds:
     assert check.KINDS[kind][1] in text
-  assert f"{report.num_errors} errors." in text
+  warnings = sum(check.KINDS[kind][0] == "warning" for kind, _ in planted)
+  assert f"{report.num_errors} errors, {warnings} warnings." in text
   assert "turned into gray" in text and "stray values of a brush" in text
   # Each finding names the file or the image.
   for problem in report.problems:
@@ -73,7 +74,7 @@ def test_the_command_writes_its_report_and_exits_with_1(damaged, tmp_path):
   root, _, planted = damaged
   out = tmp_path / "out"
   done = subprocess.run(
-    [*COMMAND, f"--data={root}", f"--output={out}"],
+    [*COMMAND, f"--data={root}", f"--output={out}", "--partial"],
     capture_output=True, text=True,
   )  # fmt: skip
   assert done.returncode == 1, done.stderr
@@ -144,7 +145,7 @@ def test_a_transposed_map_and_exif(tmp_path):
   root = write_folder(tmp_path / "in", [OBJECTS.clip(max=2)] * 2)
   write_palette(root / "SegmentationClass/im1.png", OBJECTS.T.clip(max=2))
   report = examine("folder", root)
-  (problem,) = report.problems
+  (problem,) = [p for p in report.problems if p.kind != "no_list"]
   assert (problem.kind, problem.key) == ("size", "im1")
   assert "EXIF" in problem.message and "16 x 12" in problem.message
 
@@ -220,8 +221,6 @@ def test_a_sample_may_lack_splits_but_not_all_and_none_that_is_named(tmp_path):
   (tmp_path / "none").mkdir()
   nothing = kinds("cityscapes", tmp_path / "none")
   assert nothing >= {("missing", "train"), ("missing", "val")}
-  root = write_folder(tmp_path / "in", [OBJECTS.clip(max=2)])
-  assert not kinds("folder", root)
   write_coco(tmp_path / "coco", [])
   (tmp_path / "coco/annotations/instances_train2017.json").write_text("{")
   assert ("unreadable", "train2017") in kinds("coco", tmp_path / "coco")
@@ -365,7 +364,7 @@ def test_only_images_that_no_list_has_are_unlisted(tmp_path):
   write_lines(lists / "val.txt", ["im1"])
   report = check.examine(*check.open_splits("folder", tmp_path, ["train"]))
   (found,) = [p for p in report.problems if p.kind == "unlisted"]
-  assert found.key == "im2" and found.message.startswith("1 images")
+  assert found.key == "im2" and found.message == "1: im2."
 
 
 def test_splits_are_the_lists_that_the_reader_finds(tmp_path):
@@ -395,3 +394,90 @@ def test_a_leak_is_seen_through_preparation(tmp_path):
   for one, other in ((raw, prepared), (prepared, raw)):
     with pytest.raises(ValueError, match="1 of the 1 images"):
       check.refuse_leak(one, other)
+
+
+def test_a_list_that_training_asks_for_and_is_not_there_is_told(tmp_path):
+  root = write_folder(tmp_path, [OBJECTS.clip(max=2)] * 2, OBJECTS)
+  report = examine("folder", root)
+  assert findings(report, "warning") == {("no_list", "val")}
+  text = check_report.text(report)
+  assert "No val.txt, but train." in text and "--config.data.val_split" in text
+  assert text.endswith("No errors, 1 warning.")
+  report = check.examine(*check.open_splits("folder", root, ["train"]))
+  assert not report.problems
+
+
+def test_data_without_instances_are_told_to_be_for_categories(tmp_path):
+  maps = [OBJECTS.clip(max=2)]
+  words = "--config.model.heads='(\"semantic\",)'"
+  report = examine("folder", write_folder(tmp_path / "a", maps))
+  assert words in check_report.text(report)
+  report = examine("folder", write_folder(tmp_path / "b", maps, OBJECTS))
+  assert words not in check_report.text(report)
+
+
+def test_label_maps_that_are_jpegs_are_an_error(tmp_path):
+  root = write_folder(tmp_path, [OBJECTS.clip(max=2)] * 2)
+  file = root / "SegmentationClass" / "im1.png"
+  Image.fromarray(np.zeros(SHAPE, np.uint8)).save(file, format="JPEG")
+  report = examine("folder", root)
+  assert findings(report, "error") == {("lossy", "im1")}
+  assert "save the ids as PNG" in check_report.text(report)
+  with pytest.raises(ValueError, match=r"im1\.png is a JPEG"):
+    data.load("folder", "train", root)[1]
+
+
+def test_what_holds_for_all_is_said_once(tmp_path, caplog):
+  root = write_folder(tmp_path, [OBJECTS.clip(max=2)] * 5)
+  lists = root / "ImageSets" / "Segmentation"
+  write_lines(lists / "train.txt", [f"im{k}.jpg" for k in range(5)])
+  report = examine("folder", root)
+  (error,) = [p for p in report.problems if p.kind == "missing"]
+  assert "(im0.jpg, im1.jpg, im2.jpg, and 2 more)" in error.message
+  assert error.message.endswith("without suffix: im0.")
+  assert "1 error, 1 warning." in check_report.text(report)
+  assert not report.readable
+  write_lines(lists / "train.txt", ["im0", *"abcde"])
+  examine("folder", root)
+  (record,) = caplog.records
+  assert "skipped 5 of 6 images" in record.getMessage()
+  assert "and 2 more" in record.getMessage()
+  (root / "labels.txt").unlink()
+  write_lines(lists / "val.txt", ["im1"])
+  text = check_report.text(examine("folder", root))
+  assert text.count("labels.txt does not exist") == 1
+
+
+def test_data_of_which_nothing_is_readable_have_no_pictures(tmp_path):
+  root = write_folder(tmp_path / "in", [OBJECTS.clip(max=2)])
+  (root / "labels.txt").unlink()
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "worst.png").touch()  # of an earlier check
+  done = subprocess.run(
+    [*COMMAND, f"--data={root}", f"--output={tmp_path / 'out'}"],
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 1 and "\nreport.json in" in done.stdout
+  assert [p.name for p in (tmp_path / "out").iterdir()] == ["report.json"]
+
+
+def test_the_folder_that_was_meant_is_named(tmp_path):
+  write_folder(tmp_path / "VOC2012", [OBJECTS.clip(max=2)])
+  with pytest.raises(ValueError, match=r"did you mean .*VOC2012\?"):
+    check.guess_name(tmp_path)
+
+
+def test_an_image_of_two_splits_is_judged_by_its_own_labels(tmp_path):
+  # As in VOC 2012: one id, but labels of its own in each split.
+  maps = {"a": OBJECTS.clip(max=2), "b": np.full(SHAPE, 7, np.uint8)}
+  datasets = {}
+  for name, labels in maps.items():
+    root = write_folder(tmp_path / name, [labels])
+    picture = Image.fromarray(photo(ord(name)))
+    picture.save(root / "JPEGImages" / "im0.png")
+    datasets[name] = data.load("folder", "train", root)
+  for order in ("ab", "ba"):
+    report = check.examine({name: datasets[name] for name in order})
+    worst = check_report._worst(report)
+    assert worst == [(datasets["b"], 0, ["range"])]
+    assert check.likely_causes(report) == [check.likely_cause({7}, 2)]

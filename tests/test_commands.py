@@ -196,13 +196,18 @@ def test_evaluate_and_tune(workdir, cache):
   found = json.loads((workdir / "thresholds.json").read_text())
   assert found["after"] >= found["before"]
   assert found["num_images"] == 2 and found["split"] == "val"
+  assert found["leaked_images"] == 0
   assert "iou_threshold" in found["instances"]
   assert "flip=True" in found["views"]
-  run(*evaluate, "--max_images=2", cache=cache)
+  text = run(*evaluate, "--max_images=2", cache=cache)
+  assert "TUNED ON IMAGES OF THESE" in text
   part = json.loads((workdir / "eval_val_first_2.json").read_text())
   assert part["matching_0.5"] == pytest.approx(found["after"])
+  assert part["tuned_on_these_images"] is True
+  assert part["split_hash"] == found["split_hash"]
   text = run(*tune, "--metric=ap_rvol", code=1, cache=cache)
-  assert "no score 'ap_rvol'" in text and "matching_0.5" in text
+  assert "no score 'ap_rvol'" in text and "ap_r_vol" in text
+  assert "matching" not in text
   assert "network:" not in text  # refused before the network's hour
 
 
@@ -272,8 +277,19 @@ def test_a_missing_workdir_is_named(tmp_path):
   for command in ("evaluate", "tune"):
     text = run(f"experiments.{command}", f"--workdir={tmp_path}", code=1)
     assert "config.json" in text and "Traceback" not in text
+  weights = tmp_path / "weights.safetensors"
+  weights.write_text("{}")
+  text = run("experiments.evaluate", f"--workdir={weights}", code=1)
+  assert "weights alone" in text and "Traceback" not in text
   text = run("experiments.evaluate", code=1)
-  assert "needs either a path" in text and "Traceback" not in text
+  assert "pass --workdir" in text and "Traceback" not in text
+
+
+def test_data_that_were_moved_are_asked_for(tmp_path):
+  moved = workdirs.make(tmp_path, data__name="folder", data__path="/moved/away")
+  text = run("experiments.evaluate", f"--workdir={moved}", code=1)
+  assert "the data /moved/away, which the network was trained on" in text
+  assert "pass --data=DIR" in text and "Traceback" not in text
 
 
 def test_mistakes_end_in_one_line(workdir, tmp_path):

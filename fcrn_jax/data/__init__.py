@@ -17,6 +17,7 @@ data.Functions(ids, image_fn, labels_fn, categories) is a data set too.
 """
 
 import importlib
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,11 +42,24 @@ def load(
   data that cannot be read.
   """
   options = dict(options or {})
+  known = ("shapes", "folder", *_BUILT)
+  if name not in known:
+    raise ValueError(
+      f"there is no data set {name!r} but {known}; for data of your own pass"
+      " 'folder' (VOC layout) or 'coco' and their path, or make a"
+      " data.Functions."
+    )
   if name == "shapes":
     return shapes.Shapes(split, _fields(shapes.Options, options))
   if path is None:
     raise ValueError(
       f"data set {name!r} needs a path; pass path= (--config.data.path=DIR)."
+    )
+  place = pathlib.Path(path).expanduser().resolve()
+  if not place.exists():
+    raise ValueError(
+      f"the data {place} do not exist; if they were moved, pass their new"
+      " place."
     )
   if builders.is_prepared(path):
     # Only here, since it imports tensorflow_datasets.
@@ -65,11 +79,8 @@ def load(
     return dataset
   if name == "folder":
     return folder.Folder(path, split, _fields(folder.Options, options))
-  if name in _BUILT:
-    reader = importlib.import_module(f"fcrn_jax.data.builders.{name}")
-    return reader.load(path, split, _fields(reader.Options, options))
-  known = ("shapes", "folder", *_BUILT)
-  raise ValueError(f"data set {name!r} is not known; expected one of {known}.")
+  reader = importlib.import_module(f"fcrn_jax.data.builders.{name}")
+  return reader.load(path, split, _fields(reader.Options, options))
 
 
 def _fields(kind: Any, options: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import collections
 import concurrent.futures
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from fcrn_jax.data.builders import (
 )
 from fcrn_jax.data.functions import source_of
 from fcrn_jax.data.inspection import Inspection, Problem, inspect
-from fcrn_jax.types import IGNORE, palette
+from fcrn_jax.types import IGNORE, listed, palette
 
 # Kind of problem: severity, title, what to do.
 KINDS = {
@@ -40,6 +40,10 @@ KINDS = {
     "error", "label maps of another size than their image",
     "annotate the image at its own size; never resize labels with anything "
     "but nearest neighbour.",
+  ),
+  "lossy": (
+    "error", "label maps that are JPEGs",
+    "save the ids as PNG, from what was annotated: JPEG changes numbers.",
   ),
   "colours": (
     "error", "label maps that are colour pictures",
@@ -70,6 +74,11 @@ KINDS = {
     "warning", "images of label 0 only",
     "fine if nothing is there; a mistake if all are so.",
   ),
+  "no_list": (
+    "warning", "splits that training asks for",
+    "write the list, or train with --config.data.train_split=NAME "
+    "--config.data.val_split=NAME.",
+  ),
   "overlap": (
     "note", "splits that overlap by design", "",
   ),
@@ -96,7 +105,16 @@ class Report(NamedTuple):
   @property
   def num_errors(self) -> int:
     """Findings that make training or its scores wrong."""
-    return sum(KINDS[p.kind][0] == "error" for p in self.problems)
+    return self.count("error")
+
+  def count(self, severity: str) -> int:
+    """Findings of a severity."""
+    return sum(KINDS[p.kind][0] == severity for p in self.problems)
+
+  @property
+  def readable(self) -> bool:
+    """Whether any image could be read."""
+    return any(i.size for images in self.images.values() for i in images)
 
   @property
   def labels(self) -> tuple[str, ...]:
@@ -111,22 +129,24 @@ class Report(NamedTuple):
     return set().union(*(image.pixels for image in every))
 
 
-def leaked(train_ids: Iterable[str], test_ids: Iterable[str]) -> list[str]:
-  """The test images that were trained on."""
-  return sorted(set(train_ids) & set(test_ids))
+def shared_ids(one: Any, other: Any) -> list[str]:
+  """The images that two data sets (ids, name, path) have in common.
+
+  Ids are compared where they mean the same: in one data set of one path, or
+  in official data that share images (VOC 2012, SBD and PASCAL-Context).
+  """
+  if _source(one) != _source(other):
+    return []
+  return sorted(set(one.ids) & set(other.ids))
 
 
 def refuse_leak(train: Any, test: Any, allow: bool = False) -> dict[str, Any]:
   """A stamp for the results of testing on `test` what learned from `train`.
 
   Both are data sets (ids, name, path, split). ValueError if they share images,
-  unless `allow`; the stamp then says so. Ids are compared where they mean the
-  same: in one data set of one path, or in official data that share images
-  (VOC 2012, SBD and PASCAL-Context).
+  unless `allow`; the stamp then says so.
   """
-  shared = []
-  if _source(train) == _source(test):
-    shared = leaked(train.ids, test.ids)
+  shared = shared_ids(train, test)
   if shared and not allow:
     raise ValueError(
       f"{len(shared):,} of the {len(test.ids):,} images of {test.name} "
@@ -168,10 +188,13 @@ def guess_name(path: Any) -> str:
     return "cityscapes"
   if not path.exists():
     raise ValueError(f"{path} does not exist; name the data's directory.")
+  inside = [str(found.parent) for found in sorted(path.glob("*/ImageSets"))]
+  hint = "name the data set (--name=voc2012_sbd)."
+  if inside:
+    hint = f"did you mean {listed(inside)}?"
   raise ValueError(
     f"{path} is no folder in VOC layout (ImageSets/Segmentation), no COCO "
-    "json or folder with annotations, no prepared data; name the data set "
-    "(--name=voc2012_sbd)."
+    f"json or folder with annotations, no prepared data; {hint}"
   )
 
 
@@ -222,11 +245,14 @@ def open_splits(
   """
   options, datasets, problems = dict(options or {}), {}, []
   kind = "absent" if options.get("partial") and not splits else "missing"
-  if name == "folder":
-    options.pop("partial", None)  # the list of a split says what is whole
-    if not builders.is_prepared(path):
-      options["on_error"] = "skip"
-  splits = splits or splits_of(name, path)
+  named, splits = splits, splits or splits_of(name, path)
+  if name == "folder" and not builders.is_prepared(path):
+    options["on_error"] = "skip"
+    problems += [
+      Problem("no_list", split, f"No {split}.txt, but {listed(splits)}.")
+      for split in ("train", "val")
+      if splits and not named and split not in splits
+    ]
   if not splits:
     raise ValueError(
       f"{path} has no split: no .txt in ImageSets/Segmentation, or no json in"
@@ -312,9 +338,7 @@ def _unlisted(path: pathlib.Path) -> list[Problem]:
   alone = [key for key in files if key not in listed]
   if not alone:
     return []
-  return [
-    Problem("unlisted", alone[0], f"{len(alone)} images, such as {alone[0]}.")
-  ]
+  return [Problem("unlisted", alone[0], f"{len(alone)}: {listed(alone, 3)}.")]
 
 
 def _compare(report: Report) -> list[Problem]:
@@ -374,10 +398,13 @@ def _shared_ids(
 
 def likely_causes(report: Report) -> list[str]:
   """Why labels are out of range: one cause if most images are concerned."""
-  wrong = {p.key for p in report.problems if p.kind == "range"}
-  images = {i.key: i for some in report.images.values() for i in some}
+  images = [image for some in report.images.values() for image in some]
   top = len(report.labels) - 1
-  some = [set(images[key].pixels) for key in wrong if key in images]
+  some = [
+    set(image.pixels)
+    for image in images
+    if any(p.kind == "range" for p in image.problems)
+  ]
   if not some or 2 * len(some) > len(images):
     some = [report.seen]
   return sorted({likely_cause(labels, top) for labels in some})

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fcrn_jax.data import check, folder
 from fcrn_jax.files import replacing
-from fcrn_jax.types import IGNORE, palette
+from fcrn_jax.types import IGNORE, listed, palette
 
 _SHOWN = 3  # examples of each kind of problem on the screen
 
@@ -27,16 +27,22 @@ def text(report: check.Report) -> str:
     if not problems:
       continue
     lines.append(f"\n{severity.upper()}  {title}: {len(problems)}")
-    lines += [f"  {problem.message}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-      lines.append(f"  ... and {len(problems) - _SHOWN} more")
+    messages = list(dict.fromkeys(problem.message for problem in problems))
+    lines.append("  " + listed(messages, _SHOWN, "\n  "))
     remedies = [remedy] if remedy else []
     if kind == "range":
       remedies = check.likely_causes(report)[:_SHOWN]
     lines += [f"  -> {words}" for words in remedies]
-  errors = report.num_errors
-  lines.append(f"\n{errors} errors." if errors else "\nNo errors.")
+  errors, warnings = report.num_errors, report.count("warning")
+  end = _number(errors, "error") if errors else "No errors"
+  lines.append(
+    f"\n{end}, {_number(warnings, 'warning')}." if warnings else f"\n{end}."
+  )
   return "\n".join(lines)
+
+
+def _number(count: int, what: str) -> str:
+  return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def values(report: check.Report) -> dict[str, Any]:
@@ -99,6 +105,11 @@ def _table(report: check.Report) -> list[str]:
       count = totals["instances_by_label"].get(label, 0)
       cells += f"{share / total:15.3%} {count or '':>10}"
     lines.append(f"{label:>4} {name:13}{cells}")
+  if not any(dataset.has_instances for dataset in report.datasets.values()):
+    lines.append(
+      "\nNo instances (SegmentationObject of a folder): only a semantic network"
+      "\ncan learn from these, --config.model.heads='(\"semantic\",)'."
+    )
   return lines
 
 
@@ -149,38 +160,53 @@ def plot(report: check.Report, path: pathlib.Path) -> None:
 
 def picture(report: check.Report, path: pathlib.Path, number: int = 12) -> None:
   """The images with the gravest problems, labels drawn over, and why."""
-  order = list(check.KINDS)
-  readers = {
-    key: (dataset, index)
-    for dataset in report.datasets.values()
-    for index, key in enumerate(dataset.ids)
-  }
-  worst = {}
-  for problem in sorted(report.problems, key=lambda p: order.index(p.kind)):
-    if problem.key in readers:
-      worst.setdefault(problem.key, []).append(problem)
-  # Round robin over the kinds, so that each is seen.
-  rank, seen = {}, collections.Counter()
-  for key, problems in worst.items():
-    rank[key] = (seen[problems[0].kind], order.index(problems[0].kind))
-    seen[problems[0].kind] += 1
-  chosen = sorted(worst, key=rank.__getitem__) or list(readers)
-  chosen = chosen[:number]
+  chosen = _worst(report)[:number]
   columns = 4
   rows = -(-len(chosen) // columns) or 1
   figure = Figure((3.4 * columns, 3.6 * rows), layout="constrained")
   for axis in figure.subplots(rows, columns, squeeze=False).ravel():
     axis.axis("off")
-  for axis, key in zip(figure.axes, chosen, strict=False):
-    tile = _tile(*readers[key])
+  for axis, (dataset, index, kinds) in zip(figure.axes, chosen, strict=False):
+    tile = _tile(dataset, index)
     if tile is not None:
       axis.imshow(tile)
-    kinds = dict.fromkeys(p.kind for p in worst.get(key, ()))
     words = ", ".join(check.KINDS[kind][1] for kind in kinds) or "no problem"
-    axis.set_title(textwrap.fill(f"{key}: {words}", 40), fontsize=7)
+    title = f"{dataset.ids[index]}: {words}"
+    axis.set_title(textwrap.fill(title, 40), fontsize=7)
     if tile is None:
       axis.text(0.5, 0.5, "cannot be read", ha="center")
   _save(figure, path)
+
+
+def _worst(report: check.Report) -> list[tuple[Any, int, list[str]]]:
+  """(data set, index, kinds of problems) of images, the gravest first.
+
+  All images where none has a problem.
+  """
+  order = list(check.KINDS)
+  # An image of two splits was inspected once, and is drawn once.
+  places = {
+    id(image): (report.datasets[split], index, image)
+    for split, images in report.images.items()
+    for index, image in enumerate(images)
+  }
+  own = {id(p) for *_, image in places.values() for p in image.problems}
+  shared = collections.defaultdict(list)  # which came of comparing images
+  for problem in report.problems:
+    if id(problem) not in own:
+      shared[problem.key].append(problem)
+  found = []
+  for dataset, index, image in places.values():
+    kinds = {p.kind for p in image.problems + shared[image.key]}
+    found.append((dataset, index, sorted(kinds, key=order.index)))
+  worst = sorted((f for f in found if f[2]), key=lambda f: order.index(f[2][0]))
+  # Round robin over the kinds, so that each is seen.
+  seen, rank = collections.Counter(), []
+  for *_, kinds in worst:
+    rank.append(seen[kinds[0]])
+    seen[kinds[0]] += 1
+  turns = sorted(range(len(worst)), key=rank.__getitem__)
+  return [worst[k] for k in turns] or found
 
 
 def _tile(dataset: Any, index: int) -> np.ndarray | None:

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import Int, Integer, Num, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fcrn_jax.data import transforms
-from fcrn_jax.types import IGNORE, Array
+from fcrn_jax.types import IGNORE, Array, listed
 
 # The VOC 2012 devkit has no labels.txt.
 VOC_LABELS = (
@@ -95,21 +95,27 @@ class Folder:
   def _check_ids(self, on_error: str) -> tuple[list[str], list[str]]:
     """The split's ids that have all their files, and messages on the rest."""
     ids, skipped = [], []
-    listed = read_split(self.path, self.split)
-    once = list(dict.fromkeys(listed))
-    if len(once) < len(listed):
+    lines = read_split(self.path, self.split)
+    names = list(dict.fromkeys(lines))
+    if len(names) < len(lines):
       logging.warning(
         "%s.txt of %s lists %d images twice; each is taken once.",
-        self.split, self.path, len(listed) - len(once),
+        self.split, self.path, len(lines) - len(names),
       )  # fmt: skip
-      listed = once
+    suffixes = tuple(Image.registered_extensions())
+    absent = [name for name in names if name not in self._images]
+    if files := [name for name in absent if name.lower().endswith(suffixes)]:
+      raise ValueError(
+        f"{self.split}.txt lists file names ({listed(files, 3)}); list ids,"
+        f" without suffix: {pathlib.PurePath(files[0]).stem}."
+      )
     parts = [
       ("JPEGImages", self._images),
       ("SegmentationClass", self._semantic),
     ]
     if self.has_instances:
       parts.append(("SegmentationObject", self._instances))
-    for name in listed:
+    for name in names:
       missing = [part for part, files in parts if name not in files]
       if not missing:
         ids.append(name)
@@ -122,12 +128,15 @@ class Folder:
       if on_error == "raise":
         raise ValueError(message)
       skipped.append(message)
-    for message in skipped:
-      logging.warning("skipped: %s", message)
     if skipped:
-      logging.warning("skipped %d of %d images", len(skipped), len(listed))
+      logging.warning(
+        "skipped %d of %d images: %s",
+        len(skipped), len(names), listed(skipped, 3, " "),
+      )  # fmt: skip
     if not ids:
-      raise ValueError(f"no image of {self.split}.txt in {self.path} is left.")
+      raise ValueError(
+        f"no image of {self.split}.txt in {self.path} is left: {skipped[0]}"
+      )
     return ids, skipped
 
   def __len__(self) -> int:
@@ -308,7 +317,7 @@ def _read_labels(path: pathlib.Path) -> tuple[str, ...]:
       return VOC_LABELS
     raise ValueError(
       f"{file} does not exist; write one name a line, label 0 (mostly "
-      "'background') first, or pass options={'labels': (...)}."
+      "'background') first."
     )
   return tuple(read_list(file))
 
@@ -364,6 +373,8 @@ def naming(file: str | os.PathLike | io.IOBase) -> Iterator[None]:
   except FileNotFoundError:
     raise ValueError(f"{name} does not exist.") from None
   except _UNREADABLE as error:
+    if isinstance(error, UnidentifiedImageError):  # which names a stream
+      error = "of no known format"
     raise ValueError(
       f"{name} cannot be read ({error}): broken, truncated or no picture; "
       "fetch or write the file again."
@@ -388,6 +399,11 @@ def load_map(
     image = Image.open(_stream(path))
     codec, mode, largest = _decoding(image)
     image.load()
+  if is_lossy(image):
+    raise ValueError(
+      f"{path} is a JPEG, which changes the numbers of labels; save the ids as"
+      " PNG, from what was annotated."
+    )
   if image.mode not in _GRAY:
     raise ValueError(
       f"{path} has mode {image.mode}; expected one channel of ids (palette, "
@@ -412,6 +428,11 @@ def load_map(
       "annotate the image at its own size."
     )
   return labels
+
+
+def is_lossy(image: Image.Image) -> bool:
+  """Whether an opened picture's numbers are not those that were saved."""
+  return image.format in ("JPEG", "MPO")
 
 
 def _decoding(image: Image.Image) -> tuple[str, str, Any]:

@@ -111,6 +111,10 @@ def _read_map(
     with folder.naming(file):
       with Image.open(file) as picture:
         colours = picture.mode in ("RGB", "RGBA")
+        lossy = folder.is_lossy(picture)
+      if lossy:
+        problems.append(Problem("lossy", key, f"{file} is a JPEG."))
+        return None
       if colours:
         problems.append(Problem("colours", key, _explain_colours(file)))
         return None

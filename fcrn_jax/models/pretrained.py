@@ -19,7 +19,7 @@ from fcrn_jax.files import replacing
 from fcrn_jax.models import naming
 from fcrn_jax.models.fcrn import FCRN
 from fcrn_jax.models.readers import read_arrays
-from fcrn_jax.types import Preprocessing
+from fcrn_jax.types import Preprocessing, listed
 
 
 class Conventions(NamedTuple):
@@ -31,7 +31,6 @@ class Conventions(NamedTuple):
   box_unit: float = 1.0  # pixels; of a box head in the file
 
 
-_MOST_LISTED = 12  # arrays in an error
 # PROTOCOL b.2: the Caffe ResNets take BGR less the mean, of no scale.
 _CAFFE_INPUT = Preprocessing((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr")
 SOURCES = {
@@ -274,6 +273,4 @@ def _alike(a, b):
 def _listed(title, keys):
   if not keys:
     return ""
-  first, rest = sorted(keys)[:_MOST_LISTED], len(keys) - _MOST_LISTED
-  more = f" and {rest} more" if rest > 0 else ""
-  return f" {title}: {', '.join(first)}{more}."
+  return f" {title}: {listed(sorted(keys))}."

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 def load(path: str | os.PathLike) -> dict[str, Any]:
   """The arguments of a Predictor from a file of Predictor.save."""
+  if pathlib.Path(path).suffix == ".safetensors":
+    raise ValueError(
+      f"{path} holds weights alone, which start a training"
+      " (--config.weights=FILE); to look at images pass a workdir of"
+      " experiments.train, or a file of experiments.export --output=model.fcrn."
+    )
   artefact = export.load(path)
   saved = artefact.metadata
   views = {
@@ -37,6 +43,7 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     "options": instances.Options(**saved["options"]),
     "source": str(path),
     "category_ids": saved.get("category_ids", ()),
+    "tuned_on": saved.get("tuned_on"),
   } | {
     name: saved[name]
     for name in ("categories", "input_scale", "normalize", "step", "trained_on")
@@ -88,6 +95,7 @@ def save(
     },
     "step": predictor.step,
     "trained_on": predictor.trained_on,
+    "tuned_on": predictor.tuned_on,
     "category_ids": predictor.category_ids,
     "networks": {name: card(net) for name, net in distinct.items()},
     "fcrn_jax": fcrn_jax.__version__,

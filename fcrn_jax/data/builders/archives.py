@@ -18,6 +18,9 @@ import scipy.io
 from tqdm import tqdm
 
 _EXTRACTED = "extracted"
+_PARTIAL = (  # for messages
+  "the option partial (--partial; in training --config.data.partial=True)"
+)
 
 
 class Archive(NamedTuple):
@@ -194,8 +197,8 @@ def check_counts(
   )
   if not partial:
     raise ValueError(
-      f"{message}. The data are incomplete: get the missing files, or pass "
-      'options={"partial": True} to use what is there.'
+      f"{message}. The data are incomplete: get the missing files, or use "
+      f"what is there with {_PARTIAL}."
     )
   logging.warning(
     "PARTIAL DATA: %s. Numbers from it compare with nothing.", message
@@ -215,7 +218,7 @@ def present(
   if missing and not partial:
     raise ValueError(
       f"{folder / missing[0]}{suffix} is missing, and {len(missing) - 1} more; "
-      'get the missing files, or pass options={"partial": True}.'
+      f"get the missing files, or use what is there with {_PARTIAL}."
     )
   missing = set(missing)
   return [i for i in ids if i not in missing]

@@ -176,7 +176,8 @@ def _find_annotations(
     return archives.find(root, archive, HELP) / archive.marker
   raise ValueError(
     f"no json file of split {split!r} in {root} or {root / 'annotations'} "
-    f"(tried {', '.join(stems)}); name it with options={{'annotations': ...}}."
+    f"(tried {', '.join(stems)}); rename it, or pass its own path as the "
+    "data's."
   )
 
 
@@ -262,8 +263,8 @@ def _find_images(
     return archives.find(base, ARCHIVES[official], HELP)
   raise ValueError(
     f"the images of the json (such as {names[:1]}) are in none of "
-    f"{[str(p) for p in places]}; name the folder with "
-    "options={'images': ...}."
+    f"{[str(p) for p in places]}; name their folder in the option 'images' "
+    "(experiments.prepare_data --images=DIR)."
   )
 
 
