@@ -490,7 +490,7 @@ def test_own_coco_json_by_its_path(tmp_path):
   file = file.rename(tmp_path / "mine.json")
   assert data.load("coco", "any", file)[0]["classes"].tolist() == [3]
   (tmp_path / "images").rename(tmp_path / "photos")
-  with pytest.raises(ValueError, match="name the folder with"):
+  with pytest.raises(ValueError, match="name their folder"):
     data.load("coco", "any", file)
   dataset = data.load("coco", "any", file, {"images": "photos"})
   assert dataset[0]["classes"].tolist() == [3]

@@ -6,6 +6,7 @@ from being tested on images that it has seen.
 
 import collections
 import concurrent.futures
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -312,12 +313,12 @@ def _missing(dataset: Any) -> list[Problem]:
   if not isinstance(dataset, folder.Folder):
     return []
   there = set(dataset.ids)
-  listed = folder.read_split(dataset.path, dataset.split)
-  missing = [key for key in dict.fromkeys(listed) if key not in there]
+  ids = folder.read_split(dataset.path, dataset.split)
+  missing = [key for key in dict.fromkeys(ids) if key not in there]
   return [
     Problem("missing", key, message)
     for key, message in zip(missing, dataset.skipped, strict=True)
-  ] + _repeats(dataset.split, listed)
+  ] + _repeats(dataset.split, ids)
 
 
 def _repeats(split: str, ids: Sequence[str]) -> list[Problem]:
@@ -331,11 +332,11 @@ def _repeats(split: str, ids: Sequence[str]) -> list[Problem]:
 
 def _unlisted(path: pathlib.Path) -> list[Problem]:
   """One problem for all images of a folder that no list has."""
-  listed = set()
+  known = set()
   for file in _lists(path).values():
-    listed |= set(folder.read_list(pathlib.Path(file)))
+    known |= set(folder.read_list(pathlib.Path(file)))
   files = folder.list_files(path / "JPEGImages")
-  alone = [key for key in files if key not in listed]
+  alone = [key for key in files if key not in known]
   if not alone:
     return []
   return [Problem("unlisted", alone[0], f"{len(alone)}: {listed(alone, 3)}.")]
@@ -343,17 +344,27 @@ def _unlisted(path: pathlib.Path) -> list[Problem]:
 
 def _compare(report: Report) -> list[Problem]:
   """Images that are in two splits, or twice in one, by id or by content."""
-  problems = []
-  lists = {split: d.ids for split, d in report.datasets.items()}
-  official = any(d.name in _SPLITS for d in report.datasets.values())
-  for split, ids in lists.items():
-    problems += _repeats(split, ids)
-  names = list(lists)
-  for i, one in enumerate(names):
-    for other in names[i + 1 :]:
-      if _source(report.datasets[one]) != _source(report.datasets[other]):
-        continue
-      problems += _shared_ids(one, other, lists, official)
+  problems, datasets = [], report.datasets
+  official = any(d.name in _SPLITS for d in datasets.values())
+  for split, dataset in datasets.items():
+    problems += _repeats(split, dataset.ids)
+  for one, other in itertools.combinations(datasets, 2):
+    shared = shared_ids(datasets[one], datasets[other])
+    # A split within another is by design, a partial overlap is a mistake, and
+    # so is one of "train" and what is to be tested on.
+    smaller = min(len(set(datasets[split].ids)) for split in (one, other))
+    tested = "train" in (one, other) and {one, other} & _TESTED
+    if official or (not tested and len(shared) == smaller):
+      message = (
+        f"{len(shared):,} images are in {one} and in {other}: never train on"
+        " one and test on the other."
+      )
+      problems += [Problem("overlap", key, message) for key in shared[:1]]
+      continue
+    problems += [
+      Problem("leak", key, f"{key} is in {one} and in {other}.")
+      for key in shared
+    ]
   same, where = collections.defaultdict(dict), collections.defaultdict(set)
   for split, images in report.images.items():
     for image in images:
@@ -371,29 +382,6 @@ def _compare(report: Report) -> list[Problem]:
       kind = "leak" if apart and not official else "twice"
       problems.append(Problem(kind, partner[1], f"{words}, {splits}."))
   return problems
-
-
-def _shared_ids(
-  one: str, other: str, lists: Mapping[str, list[str]], official: bool
-) -> list[Problem]:
-  """A split within another is by design; a partial overlap is a mistake.
-
-  So is one of "train" and what is to be tested on.
-  """
-  a, b = set(lists[one]), set(lists[other])
-  shared = sorted(a & b)
-  if not shared:
-    return []
-  tested = "train" in (one, other) and {one, other} & _TESTED
-  if official or (not tested and (a <= b or b <= a)):
-    message = (
-      f"{len(shared):,} images are in {one} and in {other}: never train on one "
-      "and test on the other."
-    )
-    return [Problem("overlap", shared[0], message)]
-  return [
-    Problem("leak", key, f"{key} is in {one} and in {other}.") for key in shared
-  ]
 
 
 def likely_causes(report: Report) -> list[str]:
