@@ -192,7 +192,6 @@ def evaluate(
   values = scores.result(names, semantic)
   values |= _stamp(predictor, dataset, protocol, semantic, number, oracle)
   values |= leaks
-  values["tuned_on_these_images"] = _saw(predictor.tuned_on, dataset, number)
   values["num_images"] = len(scores.by_image)
   values["skipped_images"] = number - len(scores.by_image)
   values["worst_images"] = scores.worst(_NUM_WORST)
@@ -417,6 +416,7 @@ def _stamp(predictor, dataset, protocol, semantic, number, oracle):
     "semantic_protocol": f"{semantic}, background counted",
     "oracle": oracle,
     **image_stamp(dataset, number),
+    "tuned_on_these_images": _saw(predictor.tuned_on, dataset, number),
     "source": predictor.source,
     "checkpoint_step": predictor.step,
     "views": str(predictor.views),

@@ -283,6 +283,8 @@ def test_a_missing_workdir_is_named(tmp_path):
   assert "weights alone" in text and "Traceback" not in text
   text = run("experiments.evaluate", code=1)
   assert "pass --workdir" in text and "Traceback" not in text
+  text = run("experiments.evaluate", f"--localization={tmp_path}", code=1)
+  assert "pass --semantic=WORKDIR too" in text
 
 
 def test_data_that_were_moved_are_asked_for(tmp_path):
