@@ -11,6 +11,7 @@ import pytest
 from fcrn_jax import boxes as box_algebra
 from fcrn_jax import inference, models
 from fcrn_jax.inference import Options
+from fcrn_jax.types import FILL
 from tests import workdirs
 
 STRIDE = 4
@@ -123,6 +124,26 @@ def test_moves_are_not_the_same_view_twice():
   x = maps.probs[..., 1] / maps.probs[..., 0]
   # Cells of 2 pixels with centre 1, 3, 5 ...: the pixel right of the centre.
   np.testing.assert_allclose(x[5], np.arange(1, 64, 2), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_moved_views_repeat_the_edge_that_they_are_moved_from(flip):
+  image = np.random.default_rng(0).integers(0, 255, (30, 41, 3), np.uint8)
+  seen = []
+
+  def apply_fn(images, sizes):
+    seen.extend(zip(images, sizes, strict=True))
+    return {"semantic": jnp.zeros((1, *np.array(images.shape[1:3]) // 4, 2))}
+
+  inference.predict_maps(apply_fn, image, 4, Options(flip=flip, shifts=2))
+  assert len(seen) == 4 * (1 + flip)
+  for number, (canvas, (height, width)) in enumerate(seen):
+    view = image[:, ::-1] if number >= 4 else image
+    before = (height - 30, 0), (width - 41, 0), (0, 0)
+    expected = np.pad(view, before, "edge")
+    np.testing.assert_array_equal(canvas[:height, :width], expected)
+    assert (canvas[height:] == FILL).all() and (canvas[:, width:] == FILL).all()
+  assert any(size[0] > 30 and size[1] > 41 for _, size in seen)
 
 
 @pytest.mark.parametrize("shifts", [0, 3, 4])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fcrn_jax import boxes as box_algebra
 from fcrn_jax.instances import voting
 
 
@@ -89,6 +90,26 @@ def test_equals_naive_loop(program, slots, monkeypatch):
     threshold = float(str(thresholds[i]))
     check(one, scores, boxes, candidates, threshold, slots, groups)
   assert calls
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_reach_is_the_furthest_that_boxes_overlap(threshold, axis, side):
+  """The worst case: one box holds the other, at one of its ends."""
+  box = np.float32([100, 100, 110, 110])
+  other, beyond = box.copy(), box.copy()
+  end = axis + 2 if side > 0 else axis
+  other[end] += side * (10 / threshold - 10 - 0.02)
+  beyond[end] += 1.1 * (other[end] - box[end])
+  assert box_algebra.iou(box, other) > threshold
+  assert box_algebra.iou(box, beyond) < threshold
+
+  def reached(seen):
+    ranges = voting._ranges(seen[:, None], jnp.int32([1]), jnp.array([True]))
+    return bool(voting._within_reach(ranges, box, 1, threshold)[()])
+
+  assert reached(other) and not reached(beyond)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
