@@ -72,7 +72,9 @@ class Artefact:
     b H W, and with a box head labels b r H W (index of the instance that a
     pixel belongs to, or -1) and what instances.Hypotheses tells of each but
     the owners: classes b m (1 ... C), scores b m, boxes b m 4 (y0 x0 y1 x1),
-    valid b m, truncated b and so on.
+    valid b m, truncated b and so on. A Predictor groups again with more room
+    where fragments took that of instances, this program does not: export
+    with a larger instances.Options.room where truncated says that it is full.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:

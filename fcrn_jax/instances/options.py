@@ -57,7 +57,9 @@ class Options:
   # and the box around the votes must have this IoU with it. Thin and hidden
   # objects fill little of their boxes, but reach from end to end.
   min_extent: float | Array = 0.4
-  min_agreement: float | Array = 0.0  # IoU of a pixel's box with its owner's
+  # What a pixel must exceed to have an owner: with masks "boxes" the IoU of its
+  # box with the owner's, else the score of its cells that voted for it.
+  min_agreement: float | Array = 0.0
   # boxes: a pixel goes to the hypothesis whose box its own agrees with best;
   # scores: to the cluster with the largest upsampled score; blocks: to the
   # cluster of its cell; full: voting at image resolution.
