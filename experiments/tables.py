@@ -109,6 +109,7 @@ def plot_oracle(source: pathlib.Path, output: pathlib.Path) -> None:
       line = [(r["stride"], r[name]) for r in rows if r["data"] == data]
       axes.plot(*zip(*line, strict=True), marker="o", label=data)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("stride of perfect maps, pixels")
     axes.set_title(name)
     axes.grid(alpha=0.3)

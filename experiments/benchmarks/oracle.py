@@ -83,15 +83,15 @@ def _row(examples, dataset, stride, options):
 
 def _draw(path, example, result):
   path.parent.mkdir(parents=True, exist_ok=True)
-  truth = visualize.instances(
-    example["image"], example["instances"], example["classes"]
-  )
-  found = visualize.overlay(example["image"], result)
-  missed = visualize.errors(
-    example["image"], result.label_map, example["instances"]
-  )
+  image, true = example["image"], example["instances"]
+  scale = visualize.zoom(image.shape)
+  pictures = [
+    visualize.instances(image, true, example["classes"], scale=scale),
+    visualize.overlay(image, result, scale),
+    visualize.errors(image, result.label_map, true, scale=scale),
+  ]
   titles = ["truth", "grouped", "green right, red wrong, yellow missed"]
-  visualize.save(path, visualize.panel([truth, found, missed], titles))
+  visualize.save(path, visualize.panel(pictures, titles))
 
 
 def _missed(example, image, stride):
