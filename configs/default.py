@@ -11,9 +11,10 @@ def get_config() -> ConfigDict:
   """The paper's settings as far as it states them; locked."""
   config = ConfigDict()
   config.seed = 0
-  # These two are filled in from the data when training starts.
+  # These three are filled in from the data when training starts.
   config.categories = ()
   config.category_ids = ()  # of COCO's json
+  config.background = "background"  # the name of label 0
 
   config.model = ConfigDict()
   config.model.name = "fcrn50_s8_k5_d12"

@@ -5,9 +5,11 @@ r"""Predicts images: category maps, instance label maps, overlays, COCO results.
       --output=out --explain
   python -m experiments.predict --semantic=S --localization=L --images=a.jpg \
       --output=out
-Writes <stem>_semantic.png, <stem>_instances.png (16-bit labels), <stem>_overlay
-.png and predictions.json. A file that cannot be read is named and skipped, and
-the exit code is 1.
+Writes <stem>_overlay.png, which is to look at, <stem>_semantic.png (categories,
+with a palette), <stem>_instances.png (numbers of instances in 16 bits: viewers
+show it black) and predictions.json (COCO results); a network without boxes has
+no instances and leaves out the last two. A file that cannot be read is named
+and skipped, and the exit code is 1.
 """
 
 import collections
@@ -26,8 +28,9 @@ from experiments import command, networks
 
 flags.adopt_module_key_flags(networks)
 _IMAGES = flags.DEFINE_string(
-  "images", None, "A file, a folder or a glob of PNG, JPEG or TIFF images."
-)
+  "images", None, "A file, a folder or a quoted glob: PNG, JPEG, TIFF, BMP,"
+  " WebP or uint8 .npy.",
+)  # fmt: skip
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for what is found.")
 _MAX_INSTANCES = flags.DEFINE_integer(
   "max_instances", None, "Room for so many; default the config's.", 1
@@ -40,6 +43,7 @@ _EXPLAIN = flags.DEFINE_bool(
 )
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
+_UNREADABLE = (ValueError, OSError, EOFError)
 _LARGE = 2**26  # bytes from which on a TIFF is read piece by piece
 _PLAIN = (1, 2)  # photometric interpretation: 0 is black, or RGB
 
@@ -57,6 +61,11 @@ def main():
       " take pictures for images; pass another."
     )
   predictor = networks.load()
+  if _EXPLAIN.value and not predictor.has_boxes:
+    raise ValueError(
+      f"{predictor.source} is of a network without boxes, so there are no votes"
+      " to explain; leave out --explain."
+    )
   if _MAX_INSTANCES.value:
     predictor.options = dataclasses.replace(
       predictor.options, max_instances=_MAX_INSTANCES.value
@@ -65,6 +74,12 @@ def main():
     predictor, files, output, _EXPLAIN.value, _MIN_SCORE.value
   )
   print(f"{len(files) - len(failed)} images predicted into {output}")
+  print(
+    "look at *_overlay.png; *_instances.png holds 16-bit numbers, which viewers"
+    " show black"
+    if predictor.has_boxes
+    else "the network has no boxes: no *_instances.png, no predictions.json"
+  )
   if failed:
     sys.exit(f"{len(failed)} files failed: {', '.join(failed[:20])}")
 
@@ -164,7 +179,7 @@ def predict_files(
   def read_or_reason(item):
     try:
       return *item, read(item[1])
-    except (ValueError, OSError, EOFError) as error:
+    except _UNREADABLE as error:
       return *item, error
 
   def write(stem, result, picture):
@@ -177,33 +192,37 @@ def predict_files(
     while len(writing) > until:
       found.append(writing.popleft().result())
 
-  batch = []
-  bar = tqdm(total=len(files), desc="predict", unit="image")
+  def predict(batch):
+    _predict_batch(predictor, batch, explain, write, failed, alone)
+    if not bar.n:  # lest the time left count the compilation
+      bar.unpause()
+    bar.update(len(batch))
+
+  # One image alone has a bar of tiles. Drawn without a delay, the bar would be
+  # broken by the first line of the log.
+  batch, alone = [], len(files) == 1
+  bar = tqdm(
+    total=len(files), desc="predict", unit="image", delay=1e-9, disable=alone
+  )
   try:
     with ThreadPoolExecutor(4) as pool, bar:
-      for stem, path, image in read_ahead(read_or_reason, files.items(), size):
-        if isinstance(image, Exception):
-          tqdm.write(f"skipped {path}: {image}", file=sys.stderr)
-          failed.append(str(path))
-          bar.update()
-        else:
-          batch.append((stem, path, image))
+      for item in read_ahead(read_or_reason, files.items(), size):
+        batch.append(item)
         if len(batch) == size:
-          _predict_batch(predictor, batch, explain, write, failed)
-          bar.update(len(batch))
+          predict(batch)
           batch = []
           finish(size)
-      _predict_batch(predictor, batch, explain, write, failed)
-      bar.update(len(batch))
+      predict(batch)
       finish(0)
   finally:  # what is done by then stays of use
-    if found:  # or an earlier run's would be lost for nothing
+    # Without any, an earlier run's would be lost for nothing.
+    if found and predictor.has_boxes:
       rows = [row for rows in found for row in rows]
       write_json(output / "predictions.json", rows, indent=None)
   return failed
 
 
-def _predict_batch(predictor, batch, explain, write, failed):
+def _predict_batch(predictor, batch, explain, write, failed, progress):
   """Predicts one batch and hands its results to `write`."""
   from tqdm import tqdm
 
@@ -212,13 +231,15 @@ def _predict_batch(predictor, batch, explain, write, failed):
   sound = []
   for stem, path, image in batch:
     try:
+      if isinstance(image, Exception):
+        raise image
       check_image(image)
       sound.append((stem, image))
-    except ValueError as error:
+    except _UNREADABLE as error:
       tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
       failed.append(str(path))
-  if len(sound) == 1:
-    results = [predictor(sound[0][1], progress=True)]
+  if progress:
+    results = [predictor(image, progress=True) for _, image in sound]
   else:
     results = predictor.predict_batch([image for _, image in sound])
   for (stem, image), result in zip(sound, results, strict=True):

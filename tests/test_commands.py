@@ -101,6 +101,7 @@ def test_predict_a_folder(workdir, cache, tmp_path):
              cache=cache, code=1)  # fmt: skip
   for name in ("broken.png", "empty.npy", "short.tif"):
     assert any("skipped" in t and name in t for t in text.splitlines())
+  assert "look at *_overlay.png" in text
   assert "8 images predicted" in text and "3 files failed" in text
   assert "Traceback" not in text and "orbax" not in text
   kinds = ("semantic", "instances", "overlay", "explain")
@@ -133,6 +134,25 @@ def test_predict_a_glob_and_nothing(workdir, cache, tmp_path):
   assert len(list(out.iterdir())) == 4
   text = run(*command, f"--images={tmp_path}/in/x*.png", code=1, cache=cache)
   assert "error: no images at" in text and "Traceback" not in text
+
+
+def test_a_network_without_boxes_has_no_instance_files(cache, tmp_path):
+  workdir = workdirs.make(tmp_path / "w", ("semantic",))
+  (tmp_path / "in").mkdir()
+  for name in ("a", "b"):
+    image = Image.fromarray(np.zeros((40, 50), np.uint8))
+    image.save(tmp_path / "in" / f"{name}.png")
+  out = tmp_path / "out"
+  command = ("experiments.predict", f"--workdir={workdir}",
+             f"--images={tmp_path / 'in'}", f"--output={out}")  # fmt: skip
+  text = run(*command, cache=cache)
+  assert text.count("the network has no boxes") == 1
+  assert text.count("compiling for an image of up to") == 1
+  assert sorted(p.name for p in out.iterdir()) == [
+    "a_overlay.png", "a_semantic.png", "b_overlay.png", "b_semantic.png"
+  ]  # fmt: skip
+  text = run(*command, "--explain", cache=cache, code=1)
+  assert text.count("leave out --explain") == 1
 
 
 def test_a_run_that_reads_nothing_keeps_earlier_predictions(tmp_path):

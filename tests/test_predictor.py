@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from experiments.benchmarks.predict import discs
 from fcrn_jax import files, inference, instances
+from fcrn_jax import predictor as predictor_lib
 from fcrn_jax.predictor import (
   Predictor,
   Result,
@@ -190,8 +191,15 @@ def test_large_category_maps(joint, monkeypatch, tmp_path):
   assert len(tiled(image)) == 0
 
 
+def eager(path):
+  """A predictor whose untrained network finds instances all the same."""
+  predictor = Predictor.load(path)
+  predictor.options = instances.Options(score_floor=0.0, min_extent=0.0)
+  return predictor
+
+
 def test_batches_equal_single_images(joint):
-  predictor = Predictor.load(joint)
+  predictor = eager(joint)
   sizes = [(64, 64), (50, 61), (64, 60), (90, 120), (64, 33), (40, 64)]
   images = [image_of(i, *size) for i, size in enumerate(sizes)]
   images += [images[0][..., 0]]  # gray
@@ -199,17 +207,19 @@ def test_batches_equal_single_images(joint):
   for image, result in zip(images, together, strict=True):
     alone = predictor(image)
     assert result.semantic.shape == image.shape[:2]
+    assert len(result) > 2
     np.testing.assert_array_equal(result.semantic, alone.semantic)
     np.testing.assert_array_equal(result.label_map, alone.label_map)
     np.testing.assert_allclose(result.scores, alone.scores, atol=1e-5)
 
 
 def test_maps_and_group_are_the_two_halves_of_a_call(joint):
-  predictor = Predictor.load(joint)
+  predictor = eager(joint)
   image = image_of(3, 75, 90)
   maps = predictor.maps(image)
   assert maps.probs.shape == (19, 23, 5) and maps.boxes.shape == (19, 23, 4, 4)
   two_steps, one_step = predictor.group(maps, image), predictor(image)
+  assert len(one_step) > 2
   np.testing.assert_array_equal(two_steps.label_map, one_step.label_map)
   np.testing.assert_allclose(two_steps.scores, one_step.scores, atol=1e-5)
 
@@ -238,8 +248,14 @@ def test_separate_networks_and_a_joint_one(joint, tmp_path):
   np.testing.assert_array_equal(from_joint.boxes, maps.boxes)
   assert np.abs(from_joint.probs - maps.probs).max() > 1e-3
   # One head alone: a category map without instances.
-  result = Predictor.load(semantic)(image)
+  alone = Predictor.load(semantic)
+  assert predictor.has_boxes and not alone.has_boxes
+  result = alone(image)
   assert len(result) == 0 and result.masks.shape == (0, 64, 70)
+  assert result.label_map.max() == 0 and len(result.select([])) == 0
+  # No label map, which would say that there is nothing.
+  names = [path.name for path in result.save(tmp_path / "out", "a")]
+  assert names == ["a_semantic.png", "a_overlay.png"]
   assert result.semantic.max() > 0 or (maps.probs.argmax(-1) == 0).all()
   with pytest.raises(ValueError, match="no network gives scores"):
     Predictor.load(boxes)
@@ -387,6 +403,40 @@ def test_save_writes_what_the_readers_expect(tmp_path):
     assert overlay.size == (128, 96) and overlay.mode == "RGB"
 
 
+def test_a_result_without_an_image_has_no_overlay(tmp_path):
+  result = dataclasses.replace(perfect()(scenes.scene(96, 128)), image=None)
+  with pytest.raises(ValueError, match=r"pass overlay\(image\)"):
+    result.overlay()
+  assert len(result.save(tmp_path, "a")) == 2
+
+
+def test_label_0_has_its_name_where_it_is_no_background(tmp_path):
+  path = workdirs.make(tmp_path, ("semantic",), background="sky")
+  predictor = Predictor.load(path)
+  results = [
+    predictor(image_of(0, 64, 64)),
+    predictor.group(predictor.maps(image_of(0, 64, 64)), image_of(0, 64, 64)),
+  ]
+  assert [result.background for result in results] == ["sky", "sky"]
+  results[0].semantic = np.zeros_like(results[0].semantic)
+  assert np.ptp(results[0].overlay(), axis=-1).min() > 50  # has a colour
+
+
+def test_compilation_is_said_once_a_shape(joint, caplog):
+  predictor_lib._say_compiling.cache_clear()
+  predictor = Predictor.load(joint)
+  with caplog.at_level("INFO", "absl"):
+    for size in ((64, 64), (60, 50), (64, 64)):
+      predictor(image_of(0, *size))
+    predictor.views = inference.Options(tile=64, tile_overlap=16)
+    predictor(image_of(0, 150, 40))
+    predictor(image_of(0, 150, 100))
+  said = [m for m in caplog.messages if "compiling for an image" in m]
+  assert [m.split(",")[0] for m in said] == [
+    "compiling for an image of up to 64 x 64"
+  ]
+
+
 def test_more_instances_than_16_bits_hold(tmp_path):
   labels = np.arange(70_000, dtype=np.int32).reshape(1, 700, 100)
   result = result_of(np.zeros((1, 700, 100)), [1] * 69_999)
@@ -437,9 +487,7 @@ def test_reading_ahead_keeps_order_and_errors():
 
 
 def test_select_keeps_some_instances(joint):
-  predictor = Predictor.load(joint)
-  predictor.options = instances.Options(score_floor=0.0, min_extent=0.0)
-  result = predictor(image_of(3, 64, 64))
+  result = eager(joint)(image_of(3, 64, 64))
   assert len(result) > 2
   keep = np.arange(len(result)) % 2 == 1
   some = result.select(keep)

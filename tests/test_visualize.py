@@ -26,6 +26,7 @@ def result_of(labels, classes=(1, 2)):
     classes=np.array(classes, int),
     scores=np.linspace(0.9, 0.5, len(classes)),
     categories=("cat", "dog"),
+    background="background",
     semantic=np.concatenate([[0], classes]).astype(np.uint8)[labels],
   )
 
@@ -122,8 +123,44 @@ def test_names_are_written_where_there_is_room():
 def test_a_result_without_instances_shows_its_categories():
   result = result_of(np.zeros_like(LABELS), ())
   result.semantic = np.full(LABELS.shape, 2, np.uint8)
-  picture = visualize.overlay(RGB, result)
-  assert (picture.argmax(axis=-1) == 1).all()  # VOC's second colour is green
+  color = drawing.category_colors()[2].astype(int)
+  picture = visualize.overlay(RGB, result).reshape(-1, 3)
+  assert len(np.unique(picture, axis=0)) == 1
+  assert picture[0].argmax() == color.argmax()
+
+
+def test_categories_have_a_legend_of_what_is_there():
+  image = np.full((200, 300), 100, np.uint8)
+  semantic = np.zeros((200, 300), np.uint8)
+  semantic[:, 150:] = 2
+  semantic[:100, 200:] = 255
+  names = ("background", "cat", "dog")
+  plain = visualize.categories(image, semantic)
+  named = visualize.categories(image, semantic, names=names)
+  changed = np.argwhere((named != plain).any(axis=-1))
+  top, right = changed[:, 0].min(), changed[:, 1].max()
+  assert top > 150 and right < 150
+  legend, colors = named[top:, :right], drawing.category_colors()
+  assert is_color(legend, colors[2]).any()
+  assert not is_color(legend, colors[1]).any()  # no cat is there
+  assert (named[50, 250] > 150).all()  # void, which has no entry
+  # Label 0 is dim where it is the background, a category else.
+  assert np.ptp(named[50, 50]) == 0
+  street = visualize.categories(image, semantic, names=("road", *names[1:]))
+  assert np.ptp(street[50, 50]) > 50
+  assert is_color(street[100:, :100], colors[0]).any()
+  # No legend where it would hide half of the picture.
+  long = ("background", "cat", "a dog with a name that is far too long for it")
+  np.testing.assert_array_equal(
+    visualize.categories(image, semantic, names=long), plain
+  )
+
+
+def test_colours_of_sixty_categories_can_be_told_apart():
+  colors = drawing.category_colors()[:60].astype(int)
+  apart = np.abs(colors[:, None] - colors).max(axis=-1)
+  assert apart[~np.eye(60, dtype=bool)].min() >= 32
+  assert (np.ptp(colors, axis=1) > 30).all()  # none is gray
 
 
 def test_box_votes_show_direction_and_meet_at_the_centre():
@@ -140,6 +177,33 @@ def test_box_votes_show_direction_and_meet_at_the_centre():
   # Opposite sides have opposite hues: what is strong here is weak there.
   left, right = picture[130, 45].astype(int), picture[190, 275].astype(int)
   assert np.abs(left - right).max() > 100
+  # The wheel in the corner: red to the right, cyan to the left.
+  assert picture[302, 314].argmax() == 0 and picture[302, 290].argmin() == 0
+
+
+def test_boxes_that_are_no_numbers_are_not_drawn():
+  votes = np.full((10, 10, 4), np.nan, np.float32)
+  votes[0, 0] = [0, 0, np.inf, 1e30]
+  votes[5, 5] = [4, 4, 36, 36]
+  image = np.full((40, 40), 200, np.uint8)
+  picture = visualize.box_votes(image, votes, np.ones((10, 10), bool), 4, 8)
+  assert tuple(picture[5, 5]) == tuple(picture[300, 5]) == (90, 90, 90)
+  assert tuple(picture[5 * 32 + 4, 5 * 32 + 30]) != (90, 90, 90)
+  mask = np.zeros((40, 40), bool)
+  mask[10:20, 10:20] = True
+  seed = np.float32([15, 15])
+  close = visualize.explain(image, mask, seed, votes[:1, 1], seed[None])
+  assert 300 < max(close.shape[:2]) < 700
+
+
+def test_errors_of_a_category_map():
+  truth = np.uint8([[0, 1, 2, 255] * 4] * 12)
+  found = np.uint8([[0, 2, 2, 1] * 4] * 12)
+  picture = visualize.category_errors(RGB, found, truth)
+  wrong = picture[..., 0] > picture[..., 2].astype(int) + 50
+  np.testing.assert_array_equal(wrong, truth == 1)
+  hatched = is_color(picture, (150, 150, 150))
+  assert hatched.any() and (truth[hatched] == 255).all()
 
 
 def test_hard_pixels_glow_and_void_is_hatched():
@@ -211,6 +275,8 @@ def test_panel_sets_pictures_under_titles():
     sheet[head : head + 10, 2 * gap + 30 : 2 * gap + 60], blue
   )
   assert (sheet[:head] < 128).any()  # the titles
+  wide = visualize.panel([red], ["a title wider than its picture"])
+  assert (wide[:head, -gap:] > 250).all()  # and yet it is not cut
   with pytest.raises(ValueError, match="1 pictures and 2 titles"):
     visualize.panel([red], ["one", "two"])
 
@@ -234,8 +300,9 @@ def test_sample_shows_what_is_given():
   # Six tiles in two rows against three in one.
   assert full.shape[1] == bare.shape[1]
   assert full.shape[0] > 1.8 * bare.shape[0]
-  # Image, truth and category map.
-  assert semantic_only.shape == bare.shape
+  # Image, truth, category map and its errors, two by two.
+  assert semantic_only.shape[0] == full.shape[0]
+  assert 1.4 < bare.shape[1] / semantic_only.shape[1] < 1.6
 
 
 def test_zoom_enlarges_small_images_only():

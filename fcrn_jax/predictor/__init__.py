@@ -7,6 +7,7 @@ result.semantic, result.label_map, result.classes, result.scores
 
 import collections
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Shaped
 
 from fcrn_jax import inference, instances
@@ -38,6 +40,8 @@ class Predictor:
 
   Attributes:
     categories: names of the categories 1 ... C.
+    background: name of label 0.
+    has_boxes: whether there is a box head; without it, no instances.
     stride: image pixels per cell of the maps.
     views: inference.Options; replace it to look at images in another way.
     options: instances.Options; replace it to group in another way.
@@ -63,6 +67,8 @@ class Predictor:
     trained_on: Sequence[Mapping[str, Any]] = (),
     category_ids: Sequence[int] = (),
     tuned_on: Mapping[str, Any] | None = None,
+    background: str = "background",
+    has_boxes: bool = True,
   ):
     """See `load`; this is for networks of one's own.
 
@@ -87,6 +93,8 @@ class Predictor:
     self.trained_on = tuple(trained_on)
     self.category_ids = tuple(category_ids)
     self.tuned_on = tuned_on
+    self.background = background
+    self.has_boxes = has_boxes
     self._networks = None
 
   @classmethod
@@ -207,6 +215,7 @@ class Predictor:
     Boxes are in pixels of the image; a cell covers `stride` of them.
     """
     check_image(image)
+    _say_compiling(self._padded_shape(image), 1)
     maps = inference.predict_maps(
       self.apply_fn,
       self._network_image(image),
@@ -231,8 +240,11 @@ class Predictor:
       self.categories,
     )
     if self._is_large(image):
-      return large.group_large(maps, image, *settings, progress)
-    return grouping.group_one(maps, image, *settings)
+      result = large.group_large(maps, image, *settings, progress)
+    else:
+      result = grouping.group_one(maps, image, *settings)
+    result.background = self.background
+    return result
 
   def explain(self, image: Image, number: int = 12) -> Image:
     """A picture of why the `number` best instances are there.
@@ -261,18 +273,22 @@ class Predictor:
     return tiled or math.prod(image.shape[:2]) > _LARGE
 
   def _one_batch(self, images, count):
+    _say_compiling(self._padded_shape(images[0]), count)
     inputs = [inference.as_rgb(self._network_image(image)) for image in images]
     inputs += inputs[-1:] * (count - len(inputs))
     maps = inference.batch_maps(
       self.apply_fn, inputs, self._network_stride, self.views
     )
-    return grouping.group_batch(
+    results = grouping.group_batch(
       self._in_image_pixels(maps),
       images,
       self.options,
       self.stride,
       self.categories,
     )
+    for result in results:
+      result.background = self.background
+    return results
 
   def _network_image(self, image):
     """The image as the network sees it; untouched (mapped) where it can be."""
@@ -297,10 +313,9 @@ class Predictor:
     return np.rint(size)
 
   def _padded_shape(self, image):
-    """What its network image is padded to."""
-    return inference.padded_shape(
-      self._network_size(image), self._network_stride, self.views
-    )
+    """What its network image, or a tile of it, is padded to."""
+    size = np.minimum(self._network_size(image), self.views.tile or np.inf)
+    return inference.padded_shape(size, self._network_stride, self.views)
 
   def _in_image_pixels(self, maps):
     if maps.boxes is None or self.input_scale == 1:
@@ -314,6 +329,20 @@ class Predictor:
       return len(devices)
     # Small images alone would leave an accelerator idle; ours.
     return len(devices) * max(1, min(8, 2**21 // math.prod(bucket)))
+
+
+@functools.cache
+def _say_compiling(shape, count):
+  """One line before the first images of a shape, which may take minutes."""
+  if jax.process_index():
+    return
+  cache = jax.config.jax_compilation_cache_dir
+  logging.info(
+    "compiling for %s of up to %d x %d%s",
+    "an image" if count == 1 else f"{count} images at a time",
+    *shape,
+    f", or reading that from {cache}" if cache else "",
+  )
 
 
 def read_ahead(

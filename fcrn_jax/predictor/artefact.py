@@ -44,6 +44,8 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     "source": str(path),
     "category_ids": saved.get("category_ids", ()),
     "tuned_on": saved.get("tuned_on"),
+    "background": saved.get("background", "background"),
+    "has_boxes": any("boxes" in name for name in saved["networks"]),
   } | {
     name: saved[name]
     for name in ("categories", "input_scale", "normalize", "step", "trained_on")
@@ -97,6 +99,7 @@ def save(
     "trained_on": predictor.trained_on,
     "tuned_on": predictor.tuned_on,
     "category_ids": predictor.category_ids,
+    "background": predictor.background,
     "networks": {name: card(net) for name, net in distinct.items()},
     "fcrn_jax": fcrn_jax.__version__,
     "date": datetime.date.today().isoformat(),

@@ -246,7 +246,7 @@ def without_instances(semantic, confidence, image, categories) -> Result:
   return Result(
     semantic,
     confidence,
-    np.zeros((1, *semantic.shape), np.uint16),
+    np.zeros((0, *semantic.shape), np.uint16),
     np.zeros(0, np.int32),
     empty[:, 0],
     empty,

@@ -50,8 +50,7 @@ def group_large(
   number = 0 if found is None else len(found.valid)
   semantic, confidence = np.zeros(size, np.uint8), np.zeros(size, np.float16)
   layers = np.zeros(
-    (1 if found is None else options.num_masks, *size),
-    layer_dtype(number),
+    (0 if found is None else options.num_masks, *size), layer_dtype(number)
   )
   areas = np.zeros(number + 1, np.int64)
   regions = [*_regions(maps.probs.shape[:2], stride)]

@@ -168,6 +168,8 @@ def load(
     ],
     "category_ids": config.get("category_ids", ()),
     "tuned_on": thresholds if "ids" in thresholds else None,
+    "background": config.get("background", "background"),
+    "has_boxes": "boxes" in chosen,
   }
 
 

@@ -44,13 +44,15 @@ class Result:
     semantic: H W uint8, category of every pixel, 0 = background.
     confidence: H W, the probability of that category.
     layers: r H W, k + 1 where a pixel belongs to instance k, 0 for none. One
-      layer unless instances of different categories share pixels.
+      layer unless instances of different categories share pixels; no layer
+      where the network has no boxes, and so no instances.
     classes: m, categories 1 ... C.
     scores: m, confidence: mean score of the votes.
     boxes: m 4, the voted box of the full instance (y0, x0, y1, x1); may
       reach beyond the image.
     truncated: whether there was no room for more instances.
     categories: names of the categories 1 ... C.
+    background: name of label 0, which some data give a meaning ("sky").
     evidence: why each instance is there, or None.
     image: the H W 3 or H W image, or None.
   """
@@ -65,6 +67,7 @@ class Result:
   categories: tuple[str, ...] = ()
   evidence: Evidence | None = None
   image: UInt8[Array, "..."] | None = None
+  background: str = "background"
 
   def __len__(self) -> int:
     return len(self.classes)
@@ -157,16 +160,19 @@ class Result:
     """
     from fcrn_jax import visualize
 
-    return visualize.overlay(self.image if image is None else image, self)
+    image = self.image if image is None else image
+    if image is None:
+      raise ValueError("this result holds no image; pass overlay(image).")
+    return visualize.overlay(image, self)
 
   def save(self, directory: str | os.PathLike, stem: str) -> list[pathlib.Path]:
     """Writes <stem>_semantic.png, _instances.png and _overlay.png.
 
     The semantic map has a palette, the label map 16 bits (beyond 65,535
-    instances it is a 32-bit <stem>_instances.tif). The overlay needs the
-    image that the prediction was made for, and is at most 4,096 pixels wide
-    and high. Each file appears complete or not
-    at all. Returns the paths.
+    instances it is a 32-bit <stem>_instances.tif); it is left out where the
+    network has no boxes. The overlay needs the image that the prediction was
+    made for, and is at most 4,096 pixels wide and high. Each file appears
+    complete or not at all. Returns the paths.
     """
     from fcrn_jax import visualize
 
@@ -174,14 +180,16 @@ class Result:
     semantic = Image.fromarray(self.semantic, "P")
     semantic.putpalette(visualize.palette().tobytes())
     paths = [_write(directory / f"{stem}_semantic.png", semantic.save, "PNG")]
-    labels = self.label_map
-    if len(self) <= 65535:
-      labels = Image.fromarray(labels.astype(np.uint16))
+    if not len(self.layers):
+      pass  # a map without instances would say that they were looked for
+    elif len(self) <= 65535:
+      labels = Image.fromarray(self.label_map.astype(np.uint16))
       path = directory / f"{stem}_instances.png"
       paths.append(_write(path, labels.save, "PNG"))
     else:
       path = directory / f"{stem}_instances.tif"
-      paths.append(_write(path, Image.fromarray(labels).save, "TIFF"))
+      labels = Image.fromarray(self.label_map)
+      paths.append(_write(path, labels.save, "TIFF"))
     if self.image is not None:
       overlay = Image.fromarray(self._reduced_overlay())
       path = directory / f"{stem}_overlay.png"
@@ -191,15 +199,11 @@ class Result:
   def _reduced_overlay(self):
     """The overlay, of every k-th pixel where the image is large."""
     step = -(-max(self.semantic.shape) // _OVERLAY_SIDE)
-    every = (..., slice(None, None, step), slice(None, None, step))
-    small = Result(
-      self.semantic[every],
-      self.confidence[every],
-      self.layers[every],
-      self.classes,
-      self.scores,
-      self.boxes,
-      categories=self.categories,
+    small = dataclasses.replace(
+      self,
+      semantic=self.semantic[::step, ::step],
+      confidence=self.confidence[::step, ::step],
+      layers=self.layers[:, ::step, ::step],
     )
     return small.overlay(np.asarray(self.image[::step, ::step]))
 

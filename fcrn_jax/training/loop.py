@@ -119,6 +119,7 @@ def train(
   with config.unlocked():
     config.categories = tuple(train_data.categories)
     config.category_ids = tuple(getattr(train_data, "category_ids", ()))
+    config.background = train_data.background
   model = loading.create_model(config)
   settings.check(config, model, train_data)
   learning_rate = optimizer.schedule(

@@ -22,6 +22,7 @@ from fcrn_jax.visualize.drawing import AnyImage, Picture
 __all__ = [
   "box_votes",
   "categories",
+  "category_errors",
   "errors",
   "explain",
   "hard_pixels",
@@ -48,10 +49,12 @@ def zoom(shape: Sequence[int], side: int = 480) -> int:
 def overlay(image: AnyImage, result: Any, scale: int = 1) -> Picture:
   """The image with a Result's instances; with its categories if it has none.
 
-  result: an object with label_map, classes, scores, categories and semantic.
+  result: an object with label_map, classes, scores, semantic, categories and
+  background.
   """
   if not len(result.classes):
-    return categories(image, result.semantic, scale=scale)
+    names = (result.background, *result.categories)
+    return categories(image, result.semantic, scale, names)
   return instances(
     image,
     result.label_map,
@@ -89,15 +92,27 @@ def instances(
 
 
 def categories(
-  image: AnyImage, semantic: Integer[Array, "h w"], scale: int = 1
+  image: AnyImage,
+  semantic: Integer[Array, "h w"],
+  scale: int = 1,
+  names: Sequence[str] = (),
 ) -> Picture:
-  """The category map in brightened VOC colours on the dimmed image."""
+  """The category map on the dimmed image, void white.
+
+  names: of the labels 0 ... C, for a legend of what is there; label 0 has a
+  colour too where its name is not "background".
+  """
   semantic = draw.enlarge(np.asarray(semantic), scale)
   picture = draw.dim(image, scale)
-  colors = np.minimum(palette() * 1.4 + 40, 255).astype(np.uint8)[semantic]
-  picture[semantic > 0] = draw.mix(picture, colors, 0.75)[semantic > 0]
+  colors = draw.category_colors()
+  first = 1 if not names or "background" in names[0] else 0
+  inside = semantic >= first
+  picture[inside] = draw.mix(picture, colors[semantic], 0.6)[inside]
   edge = draw.edges(semantic, 1) & (semantic != IGNORE)
-  picture[edge] = colors[edge]
+  picture[edge] = colors[semantic][edge]
+  sizes = np.bincount(semantic.ravel(), minlength=256)[first : len(names)]
+  shown = first + np.argsort(-sizes, stable=True)[: np.count_nonzero(sizes)]
+  draw.write_legend(picture, [str(names[k]) for k in shown], colors[shown])
   return picture
 
 
@@ -110,17 +125,20 @@ def box_votes(
 ) -> Picture:
   """Where each cell believes the centre of its instance's box.
 
-  Candidate cells are coloured by the direction of their vote, as in an
-  optical-flow wheel (paler: nearer); arrows run from some of the cells to
-  the centres, and every vote leaves a white dot.
+  Candidate cells are coloured by the direction of their vote, as the wheel in
+  the corner is (paler: nearer); arrows run from some of the cells to the
+  centres, and every vote leaves a white dot. Boxes that are not finite are left
+  out.
 
   boxes: (y0, x0, y1, x1) of each cell's own category, in pixels of the image;
   stride: image pixels per cell.
   """
   picture = draw.dim(image, scale)
-  candidates = np.asarray(candidates)
-  points = box_algebra.cell_points(*candidates.shape, stride, np)
   boxes = np.asarray(boxes, np.float32)
+  finite = np.isfinite(boxes).all(axis=-1)
+  candidates = np.asarray(candidates) & finite
+  boxes = np.where(finite[..., None], boxes, 0)
+  points = box_algebra.cell_points(*candidates.shape, stride, np)
   offsets = box_algebra.encode(boxes, points)[..., :2]
   # A vote of half the box's larger side is as far as a pixel inside can be.
   size = np.maximum(boxes[..., 2:] - boxes[..., :2], 1).max(axis=-1)
@@ -139,6 +157,7 @@ def box_votes(
   radius = min(0.75 + line / 2, stride * scale / 9)
   for tip in tips[candidates]:
     draw.dot(picture, tip, radius, draw.PAPER)
+  draw.paint_wheel(picture)
   return picture
 
 
@@ -159,9 +178,8 @@ def hard_pixels(
   picture[kept] = draw.mix(bright, MISSED, 0.5)[kept]
   picture[draw.edges(kept.astype(np.uint8), 1)] = WRONG
   if valid is not None:
-    y, x = np.indices(kept.shape)
-    void = ~draw.to_pixels(np.asarray(valid), stride * scale, picture)
-    picture[void & ((y + x) % 8 < 2)] = (150, 150, 150)
+    valid = draw.to_pixels(np.asarray(valid), stride * scale, picture)
+    draw.hatch(picture, ~valid)
   return picture
 
 
@@ -203,6 +221,24 @@ def errors(
   return picture
 
 
+def category_errors(
+  image: AnyImage,
+  semantic: Integer[Array, "h w"],
+  truth: Integer[Array, "h w"],
+  scale: int = 1,
+) -> Picture:
+  """Pixels of a wrong category in WRONG on the dimmed image, void hatched."""
+  semantic, truth = (
+    draw.enlarge(np.asarray(labels), scale) for labels in (semantic, truth)
+  )
+  picture = draw.dim(image, scale)
+  void = truth == IGNORE
+  wrong = (semantic != truth) & ~void
+  picture[wrong] = draw.mix(picture, WRONG, 0.75)[wrong]
+  draw.hatch(picture, void)
+  return picture
+
+
 def explain(
   image: AnyImage,
   mask: Bool[Array, "h w"],
@@ -219,8 +255,9 @@ def explain(
   """
   mask, seed, votes = np.asarray(mask), np.asarray(seed), np.asarray(votes)
   pixels = np.argwhere(mask) if mask.any() else np.floor(seed[None])
-  low = np.minimum(pixels.min(axis=0), votes[0, :2])
-  high = np.maximum(pixels.max(axis=0) + 1, votes[0, 2:])
+  # The box may be NaN.
+  low = np.fmin(pixels.min(axis=0), votes[0, :2])
+  high = np.fmax(pixels.max(axis=0) + 1, votes[0, 2:])
   margin = 0.25 * (high - low).max() + 2
   low = np.clip(np.floor(low - margin), 0, mask.shape).astype(int)
   high = np.clip(np.ceil(high + margin), low + 1, mask.shape).astype(int)
@@ -265,6 +302,8 @@ def panel(
   height = max(p.shape[0] for p in pictures)
   width = max(p.shape[1] for p in pictures)
   size = int(np.clip(width / 22, 11, 40))
+  font = ImageFont.load_default(size)
+  width = max(width, *(int(font.getlength(title)) for title in titles))
   gap, head = size, 2 * size
   sheet = Image.new(
     "RGB",
@@ -272,7 +311,6 @@ def panel(
     draw.PAPER,
   )
   pen = ImageDraw.Draw(sheet)
-  font = ImageFont.load_default(size)
   for k, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
     x = gap + k % columns * (width + gap)
     y = k // columns * (height + head)
@@ -290,35 +328,44 @@ def sample(
 ) -> Picture:
   """The whole chain side by side, small images enlarged.
 
-  Image, truth, category map, box votes, instances and errors, as far as given.
+  Image, truth, category map, box votes, instances and errors, as far as given;
+  without instances the category map's errors.
 
   result: see `overlay`; truth: an example of a data set; maps: an object with
   probs (h w c) and boxes (h w C 4), whose cells are `stride` pixels wide.
   """
   scale, names = zoom(image.shape), result.categories
+  labels = (result.background, *names)
   tiles = {"image": draw.enlarge(draw.rgb(image), scale)}
   if truth is not None and "instances" in truth:
     tiles["truth"] = instances(
       image, truth["instances"], truth["classes"], None, names, scale
     )
   elif truth is not None:
-    tiles["truth"] = categories(image, truth["semantic"], scale=scale)
-  tiles["category map"] = categories(image, result.semantic, scale=scale)
+    tiles["truth"] = categories(image, truth["semantic"], scale, labels)
+  tiles["category map"] = categories(image, result.semantic, scale, labels)
   if maps is not None and maps.boxes is not None:
     best = np.asarray(maps.probs).argmax(axis=-1)
     index = np.maximum(best - 1, 0)[..., None, None]
     own = np.take_along_axis(np.asarray(maps.boxes), index, axis=2)[:, :, 0]
-    tiles["box votes"] = box_votes(image, own, best > 0, stride, scale)
+    tiles["box votes, coloured by direction"] = box_votes(
+      image, own, best > 0, stride, scale
+    )
   if maps is None or maps.boxes is not None:
     tiles["instances"] = instances(
       image, result.label_map, result.classes, result.scores, names, scale
     )
-  if truth is not None and "instances" in truth:
+  if truth is not None and not ("instances" in tiles and "instances" in truth):
+    tiles["red wrong, hatched void"] = category_errors(
+      image, result.semantic, truth["semantic"], scale
+    )
+  elif truth is not None:
     void = np.asarray(truth["semantic"]) == IGNORE
     tiles["green right, red wrong, yellow missed"] = errors(
       image, result.label_map, truth["instances"], void, scale=scale
     )
-  return panel(list(tiles.values()), list(tiles), columns=min(3, len(tiles)))
+  columns = 2 if len(tiles) == 4 else min(3, len(tiles))
+  return panel(list(tiles.values()), list(tiles), columns)
 
 
 def save(path: str | os.PathLike, picture: Picture) -> None:

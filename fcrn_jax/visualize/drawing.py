@@ -1,12 +1,15 @@
 """What the pictures are made of: colours, edges, lines and words."""
 
+import functools
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from fcrn_jax.types import Array
+from fcrn_jax.types import IGNORE, Array
 
 Picture = UInt8[np.ndarray, "_H _W 3"]
 AnyImage = UInt8[Array, "_h _w *channels"]
@@ -86,12 +89,47 @@ def instance_colors(num: int) -> UInt8[np.ndarray, "n 3"]:
   return np.concatenate([[[0, 0, 0]], 255 * rgb]).astype(np.uint8)
 
 
+@functools.cache
+def category_colors() -> UInt8[np.ndarray, "256 3"]:
+  """For each label the colour least like those of all labels before it.
+
+  Nor dark or gray, which is the dimmed image; IGNORE is white.
+  """
+  levels = np.linspace(0, 255, 9)
+  rgb = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
+  lab = cv2.cvtColor(np.float32([rgb / 255]), cv2.COLOR_RGB2LAB)[0]
+  rgb, lab = rgb[lab[:, 0] > 40], lab[lab[:, 0] > 40]  # no dark ones
+  near = np.linalg.norm(lab[:, 1:], axis=1)
+  colors = np.full((256, 3), PAPER, np.uint8)
+  for label in range(IGNORE):
+    best = near.argmax()
+    colors[label] = rgb[best]
+    near = np.minimum(near, np.linalg.norm(lab - lab[best], axis=1))
+  return colors
+
+
 def wheel(offsets: np.ndarray, share: np.ndarray) -> Picture:
   """Direction as hue, share (0 ... 1) as strength."""
   hue = np.degrees(np.arctan2(offsets[..., 0], offsets[..., 1])) % 360
   hsv = np.stack([hue, np.minimum(share, 1), np.ones_like(hue)], axis=-1)
   rgb = cv2.cvtColor(hsv.astype(np.float32), cv2.COLOR_HSV2RGB)
   return (255 * rgb).astype(np.uint8)
+
+
+def paint_wheel(picture: Picture) -> None:
+  """The wheel's legend in the lower right corner, a tenth of the picture."""
+  radius = min(picture.shape[:2]) // 20
+  steps = np.arange(-radius, radius + 1)
+  offsets = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1)
+  share = np.linalg.norm(offsets, axis=-1) / max(radius, 1)
+  corner = picture[-len(steps) - 2 : -2, -len(steps) - 2 : -2]
+  corner[share <= 1] = wheel(offsets, share)[share <= 1]
+
+
+def hatch(picture: Picture, where: Bool[np.ndarray, "_H _W"]) -> None:
+  """Gray stripes over a part of the picture."""
+  y, x = np.indices(where.shape)
+  picture[where & ((y + x) % 8 < 2)] = (150, 150, 150)
 
 
 def write_names(picture, labels, colors, classes, scores, names) -> None:
@@ -121,8 +159,30 @@ def write_names(picture, labels, colors, classes, scores, names) -> None:
   picture[:] = np.array(sheet)
 
 
+def write_legend(picture, names: Sequence[str], colors: np.ndarray) -> None:
+  """Names by their colours in a corner; as many as have room."""
+  sheet = Image.fromarray(picture)
+  draw = ImageDraw.Draw(sheet)
+  size = int(np.clip(max(picture.shape) / 42, 10, 32))
+  font = ImageFont.load_default(size)
+  names = names[: int(picture.shape[0] / (1.3 * size) - 0.5)]
+  width = max((draw.textlength(n, font) for n in names), default=0) + 2.5 * size
+  if not names or width > picture.shape[1] / 2:
+    return
+  top = picture.shape[0] - (1.3 * len(names) + 0.5) * size
+  draw.rectangle((0, top, width, picture.shape[0]), INK)
+  for k, (name, color) in enumerate(zip(names, colors, strict=False)):
+    y = top + (0.9 + 1.3 * k) * size
+    swatch = (0.5 * size, y - 0.5 * size, 1.5 * size, y + 0.5 * size)
+    draw.rectangle(swatch, tuple(color.tolist()))
+    draw.text((2 * size, y), name, PAPER, font, anchor="lm")
+  picture[:] = np.array(sheet)
+
+
 def fixed(point: np.ndarray) -> tuple[int, int]:
   """(y, x) in pixel edges as cv2's (x, y) of pixel centres in 1/16 pixels."""
+  # What is not finite, or far beyond any picture, is no number of cv2's.
+  point = np.clip(np.nan_to_num(point), -1e6, 1e6)
   return tuple(int(v) for v in np.rint((point[::-1] - 0.5) * 16))
 
 
