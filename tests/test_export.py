@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from configs import default
-from fcrn_jax import checkpoint, export, files, inference, models
+from fcrn_jax import checkpoint, export, files, inference, instances, models
 from fcrn_jax.models import pretrained
 from fcrn_jax.predictor import Predictor, artefact
 from fcrn_jax.predictor.loading import create_model
@@ -34,6 +34,7 @@ def write_workdir(folder, heads=("semantic", "boxes"), seed=0):
   config.model.box_unit = 16.0
   config.preprocessing = {**BGR, "channel_order": "bgr"}
   config.instances.min_extent = 0.0  # what random weights find has none
+  config.background = "sky"
   config.data.name = "shapes"
   config.inference.tile = 128
   config.inference.tile_overlap = 32
@@ -121,6 +122,7 @@ def test_settings_travel(live, file):
   assert loaded.options == live.options
   assert loaded.options.iou_threshold == 0.4
   assert (loaded.step, loaded.stride) == (7, 4)
+  assert loaded.background == "sky" and loaded.has_boxes
   assert list(loaded.trained_on) == list(live.trained_on)
   # Views are the caller's choice, of a file too.
   both = [p.views for p in (loaded, live)]
@@ -145,6 +147,35 @@ def test_the_program_alone_gives_the_same(live, file):
     np.testing.assert_allclose(
       out["boxes"][0, k], result.boxes[index], rtol=1e-5, atol=1e-4
     )
+
+
+def test_cells_of_padding_repeat_the_last_of_the_image():
+  """Whose labels near the edge would otherwise mix with the padding's."""
+  rng = np.random.default_rng(0)
+  outputs = {"semantic": rng.normal(size=(1, 4, 4, 3)).astype(np.float32)}
+  padded = {"semantic": outputs["semantic"].copy()}
+  padded["semantic"][:, 2:] = padded["semantic"][:, :, 3:] = 50 * np.eye(3)[1]
+  sizes, options = np.int32([[7, 12]]), instances.Options()
+  first, second = (
+    artefact.segment(out, sizes, options, 4)["semantic"][0, :7, :12]
+    for out in (outputs, padded)
+  )
+  np.testing.assert_array_equal(first, second)
+
+
+def test_min_area_is_of_the_image_whatever_the_network_sees(
+  workdir, tmp_path, monkeypatch
+):
+  kept = {}
+  monkeypatch.setattr(export, "save", lambda *a: kept.update(segment=a[2]))
+  monkeypatch.setattr(
+    artefact, "segment", lambda out, sizes, options, stride: options.min_area
+  )
+  predictor = Predictor.load(workdir)
+  predictor.input_scale = 0.5
+  predictor.options = instances.Options(min_area=80.0)
+  predictor.save(tmp_path / "x.fcrn")
+  assert kept["segment"](None, None) == 20
 
 
 def test_a_fresh_process_needs_no_model_code(file, live, tmp_path):
@@ -210,6 +241,7 @@ def test_a_network_of_scores_alone(tmp_path):
   scores = write_workdir(tmp_path / "s", ("semantic",))
   live = Predictor.load(semantic=scores)
   write(live, tmp_path / "scores.fcrn")
+  assert not Predictor.load(tmp_path / "scores.fcrn").has_boxes
   out = export.load(tmp_path / "scores.fcrn").call(picture(33, 50)[None])
   assert set(out) == {"semantic", "confidence"}
   np.testing.assert_array_equal(
