@@ -117,9 +117,8 @@ def test_features_equal_caffe_with_a_biased_conv1(tmp_path, real_data):
   theirs = parity.caffe_features(layers, blobs, images, eps=2e-2)
   right = parity.our_features(path, 50, images, caffe_pool=True)
   assert parity.relative(right, theirs) < 1e-4
-  # What the warning says: with the other pool the features are others.
-  wrong = parity.our_features(path, 50, images)
-  assert parity.relative(wrong, theirs) > 1e-2
+  with pytest.raises(ValueError, match="would see other features"):
+    parity.our_features(path, 50, images)
 
 
 def test_features_equal_keras(tmp_path):
@@ -288,17 +287,13 @@ def test_another_depth_lists_some_keys(saved):
     models.load_pretrained(saved, *network("fcrn34_s32_k1_d1"))
 
 
-def test_the_place_of_the_stride_must_match(tmp_path, caplog):
+def test_the_place_of_the_stride_must_match(tmp_path):
   np.savez(tmp_path / "resnet50.npz", **torch_names(50))
   default = network("fcrn50_s32_k1_d1")
-  with caplog.at_level("WARNING"):
-    # Names alone do not prove it: a warning.
+  with pytest.raises(ValueError, match=r"config\.model\.stride_in_1x1=False"):
     models.load_pretrained(tmp_path / "resnet50.npz", *default)
-  assert "create it with stride_in_1x1=False" in caplog.text
-  with pytest.raises(ValueError, match="create it with stride_in_1x1=False"):
-    models.load_pretrained(
-      tmp_path / "resnet50.npz", *default, source="torchvision"
-    )
+  with pytest.raises(ValueError, match=r"config\.model\.caffe_pool=True"):
+    models.load_pretrained(tmp_path / "resnet50.npz", *default, source="caffe")
   right = network("fcrn50_s32_k1_d1", stride_in_1x1=False)
   models.load_pretrained(tmp_path / "resnet50.npz", *right)
   # Caffe's weights under torchvision's names.
@@ -335,6 +330,8 @@ def test_own_files_keep_everything(tmp_path):
   pretrained.write(path, variables, conventions, {"step": 7})
   found = pretrained.read(path)
   assert found.conventions == conventions
+  (tmp_path / "other").touch()
+  assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
   with pytest.raises(ValueError, match=r"box_unit=16\.0"):
     models.load_pretrained(path, model, variables)
   model, _ = network("fcrn_tiny", heads, box_unit=16.0)

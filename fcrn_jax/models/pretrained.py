@@ -46,14 +46,11 @@ class Weights(NamedTuple):
   `variables` is {"params": {"backbone": ..., heads ...}, "batch_stats": ...}
   of float32 numpy arrays; an ImageNet classifier is the 1 x 1 classifier
   "semantic". `unknown` are names in the file that have no place in a ResNet.
-  `guessed`: the names are torchvision's, under which others' weights are
-  handed on too, so that its conventions are likely, not certain.
   """
 
   variables: dict[str, Any]
   conventions: Conventions
   unknown: tuple[str, ...]
-  guessed: bool = False
 
 
 def read(path: str | os.PathLike, source: str | None = None) -> Weights:
@@ -90,8 +87,7 @@ def read(path: str | os.PathLike, source: str | None = None) -> Weights:
   }
   variables = {"params": {}, "batch_stats": {}}
   variables |= traverse_util.unflatten_dict(flat, sep="/")
-  guessed = layout == "torchvision" and source is None
-  return Weights(variables, conventions, tuple(unknown), guessed)
+  return Weights(variables, conventions, tuple(unknown))
 
 
 def _conventions(path, source, metadata):
@@ -144,7 +140,7 @@ def load_pretrained(
 
   Raises:
     ValueError: the file cannot be read, or its weights do not fit: names,
-      shapes, place of the stride, preprocessing.
+      shapes, place of the stride, alignment of the max-pool, preprocessing.
   """
   weights = read(path, source)
   name = pathlib.Path(path).name
@@ -231,7 +227,8 @@ def write(
     key: np.ascontiguousarray(value, np.float32) for key, value in flat.items()
   }
   with replacing(path) as temporary:
-    safetensors.numpy.save_file(arrays, temporary, metadata)
+    # save_file leaves a file that its owner alone may read.
+    temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
 
 
 def _check_conventions(name, weights, model, preprocessing):
@@ -245,22 +242,17 @@ def _check_conventions(name, weights, model, preprocessing):
       f" {preprocessing}; set the config's preprocessing to the file's."
     )
   # A basic block (ResNet-18, 34) has no 1 x 1 that could carry the stride.
-  if model.spec.depth >= 50 and found.stride_in_1x1 != model.stride_in_1x1:
-    message = (
-      f"{name} is of a network with stride_in_1x1={found.stride_in_1x1}, the"
-      f" model has {model.stride_in_1x1}; create it with"
-      f" stride_in_1x1={found.stride_in_1x1}, or pass source, one of"
-      f" {list(SOURCES)}, where the file follows another's conventions."
-    )
-    if not weights.guessed:
-      raise ValueError(message)
-    logging.warning("%s", message)
-  if found.caffe_pool != model.caffe_pool:
-    logging.warning(
-      "%s is of a network with caffe_pool=%s, the model has %s: features will"
-      " be shifted by 2 pixels; models.create(..., caffe_pool=%s) is exact.",
-      name, found.caffe_pool, model.caffe_pool, found.caffe_pool,
-    )  # fmt: skip
+  deep = model.spec.depth >= 50
+  for setting in ("stride_in_1x1", "caffe_pool") if deep else ("caffe_pool",):
+    theirs, ours = getattr(found, setting), getattr(model, setting)
+    if theirs != ours:
+      raise ValueError(
+        f"{name} is of a network with {setting}={theirs}, the model has {ours}"
+        f" and would see other features; create it with {setting}={theirs}"
+        f" (--config.model.{setting}={theirs}). Where the file follows other"
+        f" conventions than its names tell, pass source, one of {list(SOURCES)}"
+        " (--source of experiments.convert_weights)."
+      )
 
 
 def _alike(a, b):
