@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fcrn_jax import boxes, visualize
@@ -324,7 +325,7 @@ def test_curves_skip_nulls_and_a_line_cut_short(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3')
   visualize.save_curves(path, tmp_path / "curves.png")
-  # Three plots in a row: losses, lr, validation.
+  # Three plots in a row: loss, validation, learning rate.
   width, height = Image.open(tmp_path / "curves.png").size
   assert width > 4 * height
   path.write_text("")
@@ -333,6 +334,46 @@ def test_curves_skip_nulls_and_a_line_cut_short(tmp_path):
     "curves.png",
     "metrics.jsonl",
   ]
+
+
+def drawn_curves(rows, tmp_path, monkeypatch, labels=()):
+  """Legend's names, or one line's, by title of what save_curves draws."""
+  figures = []
+  monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (
+    figures.append(f), pathlib.Path(a[0]).touch()))  # fmt: skip
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("\n".join(map(json.dumps, rows)))
+  visualize.save_curves(path, tmp_path / "curves.png", labels)
+  return {
+    axes.get_title("left"): [line.get_label() for line in axes.lines]
+    for axes in figures[0].axes
+  }
+
+
+def test_curves_are_few_and_named(tmp_path, monkeypatch):
+  validation = {
+    f"val_{before}{name}_0.{k}": 0.5
+    for before in ("", "components_")
+    for name in ("matching", "matching_by_image", "touching_recall")
+    for k in (5, 55, 6, 65, 7, 75)
+  }
+  shares = {f"semantic_share_{k}": 0.01 * k for k in range(21)}
+  ious = {f"val_iou_name{k}": 0.04 * k for k in range(21)}
+  rows = [
+    {"step": 10, "loss": 2.0, "box_share_1": 1.0} | shares,
+    {"step": 10, "val_mean_iou": 0.1} | validation | ious,
+  ]
+  labels = [f"name{k}" for k in range(20)] + ["a very long category name"]
+  assert drawn_curves(rows, tmp_path, monkeypatch, labels) == {
+    "loss": ["loss"],
+    "validation": [
+      "mean_iou", "matching_0.5", "matching_0.7", "touching_recall_0.5"
+    ],
+    "validation: IoU, the 8 lowest of 21": [f"name{k}" for k in range(8)],
+    "share of the hard pixels, the 8 largest of 21": [
+      *(f"name{k}" for k in range(13, 20)), "a very long categ..."
+    ],
+  }  # fmt: skip
 
 
 def test_matplotlib_is_imported_for_curves_alone():
