@@ -27,10 +27,6 @@ _METRIC = flags.DEFINE_string(
   "metric", "", "A score of experiments.evaluate to raise; empty: that of the"
   " config's protocol."
 )  # fmt: skip
-_METRIC_OF = {
-  "sds": "ap_r_vol", "mnc": "ap_r_vol", "coco": "ap",
-  "matching": "matching_0.5",
-}  # fmt: skip
 _MAX_IMAGES = flags.DEFINE_integer(
   "max_images", 200, "Only so many; 0: all.", lower_bound=0
 )
@@ -51,14 +47,14 @@ GRID = {
 def main():
   """Tunes with the flags."""
   from experiments import common
-  from fcrn_jax import checkpoint, files
+  from fcrn_jax import checkpoint, files, metrics
 
   common.start()
   workdir, predictor = networks.workdir(), networks.load()
   config = checkpoint.read_config(workdir)
   dataset = common.load_split(config, _SPLIT.value, _DATA.value)
   # Another protocol's best thresholds may be this one's worst.
-  metric = _METRIC.value or _METRIC_OF[config.protocol]
+  metric = _METRIC.value or metrics.MAIN_SCORE[config.protocol]
   found = search(
     predictor,
     dataset,

@@ -93,18 +93,40 @@ def _tuples(value):
   return value
 
 
+class _Kept:
+  """Orbax's preservation policy: the newest checkpoints, and that of `step`."""
+
+  def __init__(self, number: int):
+    self.number, self.step = number, None
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    newest = [saved.step for saved in checkpoints][-self.number :]
+    return [saved.step in (*newest, self.step) for saved in checkpoints]
+
+
 class Checkpointer:
   """Saves and restores a training run's checkpoints under a workdir."""
 
   def __init__(self, workdir: PathLike, max_to_keep: int = 2):
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
-    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+    self._kept = _Kept(max_to_keep)
+    options = ocp.CheckpointManagerOptions(preservation_policy=self._kept)
     self._manager = _open(directory, options)
 
   @property
   def latest_step(self) -> int | None:
     """Step of the newest whole checkpoint, None without one."""
     return self._manager.latest_step()
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps of all whole checkpoints."""
+    return sorted(self._manager.all_steps())
+
+  def keep(self, step: int | None) -> None:
+    """Keeps the checkpoint of `step` beside the newest, until the next call."""
+    self._kept.step = step
 
   def save(self, step: int, state: Any, data: Mapping) -> None:
     """Starts saving in the background."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from configs import shapes
 from fcrn_jax import checkpoint, data, evaluation, files
@@ -213,7 +214,7 @@ def test_frozen_statistics_stay_bit_for_bit():
   assert state.batch_stats["mean"] == np.float32(0.1)
 
 
-def test_logged_losses_are_means_since_the_last_log(tmp_path):
+def test_logged_losses_are_means_since_the_last_log(tmp_path, capsys):
   logged = {}
   for every in (1, 2):
     config = tiny_config(num_steps=4, log_every=every, checkpoint_every=0)
@@ -222,6 +223,11 @@ def test_logged_losses_are_means_since_the_last_log(tmp_path):
     logged[every] = [row["loss"] for row in rows]
   expected = np.reshape(logged[1], (2, 2)).mean(1)
   np.testing.assert_allclose(logged[2], expected, rtol=1e-5)
+  # What a log file shows: a line each, and no bar.
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.split(":")[0] for line in lines[-2:]] == ["step 2/4", "step 4/4"]
+  assert f"loss {logged[2][1]:.4g}, " in lines[-1]
+  assert lines[-1].endswith(" images/s, 00:00 left")
 
 
 def test_loss_options_are_those_of_the_config():
@@ -425,9 +431,30 @@ def test_continued_run_ends_bit_identical(
   ]
   assert steps == [2, 4, 5, 6]
   whole = tmp_path / "whole"
-  assert drawn[0] == (whole / "metrics.jsonl", whole / "curves.png")
+  labels = "background", "ellipse", "rectangle", "triangle", "ring"
+  assert drawn[0] == (whole / "metrics.jsonl", whole / "curves.png", labels)
   curves.save_curves(*drawn[0])
   assert (whole / "curves.png").stat().st_size > 1000
+
+
+def test_the_best_checkpoint_is_kept_also_by_a_continued_run(
+  tmp_path, monkeypatch, capsys
+):
+  scores = iter([0.2, 0.5, 0.3, 0.1, None, 0.4])
+  monkeypatch.setattr(
+    loop, "_evaluate", lambda *_: {"ap_r_vol": next(scores), "ap_r_0.5": 0.9}
+  )
+  monkeypatch.setattr(loop.Predictor, "load", lambda workdir: None)
+  config = tiny_config(eval_every=1)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint.Checkpointer, "reached_preemption",
+                  lambda self, now: now == 4)  # fmt: skip
+    loop.train(config, tmp_path)
+  assert checkpoint.Checkpointer(tmp_path).steps == [2, 3, 4]
+  loop.train(config, tmp_path)
+  assert checkpoint.Checkpointer(tmp_path).steps == [2, 5, 6]
+  said = "highest ap_r_vol of val: 0.5000 at step 2, "
+  assert capsys.readouterr().out.count(said) == 2
 
 
 def test_restores_weights_for_inference(tmp_path):
@@ -629,11 +656,21 @@ def squares(split, broken=(), category="square"):
   )  # fmt: skip
 
 
-def test_trains_on_a_data_set_of_functions(tmp_path):
-  config = tiny_config(**{"model.heads": ("semantic",), "num_steps": 2,
-                          "eval_every": 1})  # fmt: skip
+def test_trains_on_a_data_set_of_functions(tmp_path, monkeypatch, capsys):
+  config = tiny_config(**{"model.heads": ("semantic",), "num_steps": 3,
+                          "eval_every": 2})  # fmt: skip
   train_data, val_data = squares("one"), squares("other")
+  evaluate, calls = evaluation.evaluate, []
+  monkeypatch.setattr(
+    evaluation, "evaluate", lambda *a, **k: calls.append(a) or evaluate(*a, **k)
+  )
   scores = loop.train_and_evaluate(config, tmp_path, train_data, val_data)
+  assert len(calls) == 2, "the last step is scored once"
+  shown = capsys.readouterr()
+  assert f"step 3, other: pixel_accuracy {scores['pixel_accuracy']:.4g}, " in (
+    shown.err
+  )
+  assert "highest mean_iou of other" in shown.out
   assert scores["num_images"] == 2 and scores["split"] == "other"
   assert "iou_square" in scores and scores["leak_check"] == "done"
   assert config.categories == () and config.data.name == "shapes"
@@ -648,6 +685,40 @@ def test_trains_on_a_data_set_of_functions(tmp_path):
     loop.train_and_evaluate(config, tmp_path, train_data)
   with pytest.raises(ValueError, match="2 of the 2 images of functions"):
     loop.train_and_evaluate(config, tmp_path, train_data, squares("one"))
+
+
+@pytest.mark.parametrize(("semantic", "instances", "message"), [
+  ((0, 255), (0, 1), r"have no label but \[0, 255\].* write 1 for 255"),
+  ((0, 0), (0, 0), r"have no label but \[0\]"),
+  ((0, 1), (0, 255), r"have labels \[0, 1\], but no instance .*heads="),
+])  # fmt: skip
+def test_masks_of_which_nothing_is_learned_are_refused(
+  tmp_path, caplog, semantic, instances, message
+):
+  def write(folder, name, values):
+    path = tmp_path / folder
+    path.mkdir(parents=True, exist_ok=True)
+    picture = np.repeat(np.uint8([values]), [2, 2], axis=1)
+    Image.fromarray(picture.repeat(4, 0)).save(path / f"{name}.png")
+
+  names = [f"im{k}" for k in range(20)]
+  (tmp_path / "labels.txt").write_text("background\ncell\n")
+  lists = tmp_path / "ImageSets/Segmentation"
+  lists.mkdir(parents=True)
+  (lists / "train.txt").write_text("\n".join(names))
+  for name in names:
+    write("JPEGImages", name, (0, 200))
+    write("SegmentationClass", name, semantic)
+    write("SegmentationObject", name, instances)
+  changes = {"data.name": "folder", "data.path": str(tmp_path), "num_steps": 1,
+             "data.num_train": 0, "data.num_val": 0}  # fmt: skip
+  with pytest.raises(ValueError, match=f"all training images {message}"):
+    loop.train(tiny_config(**changes), tmp_path / "w")
+  assert "the first 16 have" in caplog.text
+  # A few images that teach nothing are as it may be.
+  write("SegmentationClass", names[-1], (0, 1))
+  write("SegmentationObject", names[-1], (0, 7))
+  assert loop.train(tiny_config(**changes), tmp_path / "w").step == 1
 
 
 def test_a_broken_validation_image_is_left_out_where_that_is_asked(tmp_path):

@@ -1,6 +1,10 @@
 """Scores of category maps and of instance masks, in numpy alone."""
 
-from fcrn_jax.metrics.instance import InstanceEvaluator, connected_components
+from fcrn_jax.metrics.instance import (
+  MAIN_SCORE,
+  InstanceEvaluator,
+  connected_components,
+)
 from fcrn_jax.metrics.semantic import (
   CITYSCAPES,
   VOC,
@@ -10,6 +14,7 @@ from fcrn_jax.metrics.semantic import (
 
 __all__ = [
   "CITYSCAPES",
+  "MAIN_SCORE",
   "VOC",
   "InstanceEvaluator",
   "confusion",

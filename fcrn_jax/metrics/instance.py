@@ -18,6 +18,11 @@ from fcrn_jax.metrics.semantic import nanmean
 from fcrn_jax.types import Array
 
 Protocol = Literal["sds", "mnc", "coco", "matching"]
+# The one score that settings and checkpoints are chosen by.
+MAIN_SCORE = {
+  "sds": "ap_r_vol", "mnc": "ap_r_vol", "coco": "ap",
+  "matching": "matching_0.5",
+}  # fmt: skip
 _AP = {"sds": protocols.SDS, "mnc": protocols.MNC, "coco": protocols.COCO}
 
 

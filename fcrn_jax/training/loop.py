@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -71,7 +72,7 @@ def train_and_evaluate(
     check.refuse_leak(train_data, val_data, config.allow_leak)
     evaluation.refuse_other_categories(train_data.categories, val_data)
     evaluation.read(val_data, 0, config.data.on_error)
-  state = train(config, workdir, train_data, val_data)
+  state, scores = _train(config, workdir, train_data, val_data)
   if int(state.step) < config.num_steps:
     logging.info("stopped at step %d; the same command goes on", state.step)
     return {}
@@ -82,7 +83,8 @@ def train_and_evaluate(
     )
     return {}
   predictor = Predictor.load(workdir)
-  scores = _evaluate(config, predictor, train_data, val_data, workdir)
+  if scores is None:
+    scores = _evaluate(config, predictor, train_data, val_data, workdir)
   if jax.process_index() == 0:
     examples = [
       example
@@ -112,6 +114,11 @@ def train(
     is; the latter is only looked at where config.eval_every asks for scores on
     the way.
   """
+  return _train(config, workdir, train_data, val_data)[0]
+
+
+def _train(config, workdir, train_data, val_data):
+  """The last state, and the scores of the last step where it was validated."""
   workdir, config = pathlib.Path(workdir), config.copy_and_resolve_references()
   main_process = jax.process_index() == 0
   if train_data is None:
@@ -122,6 +129,8 @@ def train(
     config.background = train_data.background
   model = loading.create_model(config)
   settings.check(config, model, train_data)
+  if config.eval_every and val_data is None:
+    val_data = load_split(config, "val")
   learning_rate = optimizer.schedule(
     config.optim.schedule,
     config.optim.lr,
@@ -189,12 +198,18 @@ def train(
   # hold those that the other's collectives wait for.
   wait_each_step = jax.default_backend() == "cpu"
   sums, counted = {}, start
+  scores = best = None
+  if config.eval_every:
+    main_score = _main_score(config, val_data)
+    best = writers.best(workdir, f"val_{main_score}", checkpointer.steps)
+    checkpointer.keep(best and best[1])
   progress = tqdm(
     total=config.num_steps,
     initial=start,
     desc="train",
     unit="step",
-    disable=not main_process,
+    # In a file, where a bar would be thousands of lines, these are the log's.
+    disable=None if main_process else True,
     mininterval=1.0,
   )
   # Closing waits for a checkpoint that is being saved, also after an error.
@@ -225,7 +240,9 @@ def train(
       last = now == config.num_steps or checkpointer.reached_preemption(now)
       last |= bool(interrupted)
       logs = _due(now, config.log_every) or last
-      evaluates = _due(now, config.eval_every)
+      evaluates = config.eval_every > 0 and (
+        _due(now, config.eval_every) or now == config.num_steps
+      )
       saves = _due(now, config.checkpoint_every) or evaluates or last
       if logs or saves:
         scalars = {k: float(v) / (now - counted) for k, v in sums.items()}
@@ -238,19 +255,56 @@ def train(
         scalars["images_per_second"] = speed
         sums, counted, clock, timed = {}, now, pause, now
         writer.write(now, scalars)
+        if main_process:
+          writers.say(_log_line(config, now, scalars))
         progress.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
       if saves:
         checkpointer.save(now, parallel.savable(state), batches.get_state())
       if evaluates:
         checkpointer.wait()
-        writer.write(now, _validate(config, workdir, train_data, val_data))
+        predictor = Predictor.load(workdir)
+        scores = _evaluate(config, predictor, train_data, val_data, workdir)
+        writer.write(now, _numbers(scores, "val_"))
+        if main_process:
+          found = writers.summary(scores, visualize.curves.SCORES)
+          writers.say(f"step {now}, {val_data.split}: {found}")
+        if scores.get(main_score) is not None:
+          best = max(best or (0.0, 0), (scores[main_score], now))
+          checkpointer.keep(best[1])
       # Logging, saving and evaluating are not training's time.
       clock += time.perf_counter() - pause
       if last:
         break
   if main_process and (workdir / "metrics.jsonl").is_file():
-    visualize.save_curves(workdir / "metrics.jsonl", workdir / "curves.png")
-  return state
+    visualize.save_curves(
+      workdir / "metrics.jsonl",
+      workdir / "curves.png",
+      (train_data.background, *train_data.categories),
+    )
+  if main_process and best:
+    print(
+      f"highest {main_score} of {val_data.split}: {best[0]:.4f} at step"
+      f" {best[1]}, whose checkpoint is kept: --step={best[1]} of"
+      " experiments.evaluate and predict takes it. It was picked on these"
+      " images, so that its score there flatters."
+    )
+  return state, scores if int(state.step) == config.num_steps else None
+
+
+def _main_score(config, val_data):
+  """What says which checkpoint is the best."""
+  instances = "boxes" in config.model.heads and val_data.has_instances
+  return metrics.MAIN_SCORE[config.protocol] if instances else "mean_iou"
+
+
+def _log_line(config, now, scalars):
+  names = ("loss", "semantic_loss", "box_loss", "box_iou", "lr")
+  line = f"step {now}/{config.num_steps}: {writers.summary(scalars, names)}"
+  speed = scalars["images_per_second"]
+  if np.isfinite(speed):
+    left = (config.num_steps - now) * config.batch_size / speed
+    line += f", {speed:.3g} images/s, {tqdm.format_interval(left)} left"
+  return line
 
 
 def _due(now, every):
@@ -289,14 +343,10 @@ def _add(a, b):
   return jax.tree.map(jnp.add, a, b)
 
 
-def _validate(config, workdir, train_data, val_data):
-  """A few scores of the validation split, for metrics.jsonl."""
-  if val_data is None:
-    val_data = load_split(config, "val")
-  predictor = Predictor.load(workdir)
-  scores = _evaluate(config, predictor, train_data, val_data)
+def _numbers(scores, prefix):
+  """Those of the scores that are one, for metrics.jsonl."""
   return {
-    f"val_{name}": value
+    f"{prefix}{name}": value
     for name, value in scores.items()
     if isinstance(value, float)
   }
@@ -313,4 +363,5 @@ def _evaluate(config, predictor, train_data, val_data, workdir=None):
     allow_leak=config.allow_leak,
     train_sets=[train_data],
     on_error=config.data.on_error,
+    progress=sys.stderr.isatty(),
   )

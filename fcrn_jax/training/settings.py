@@ -8,11 +8,14 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from fcrn_jax import inference, instances, losses
+from fcrn_jax import evaluation, inference, instances, losses
 from fcrn_jax.data import pipeline
 from fcrn_jax.models import FCRN
 from fcrn_jax.predictor import loading
 from fcrn_jax.training import step
+from fcrn_jax.types import IGNORE
+
+_ENOUGH = 16  # images without a label to be warned of (ours)
 
 
 def check(config: ConfigDict, model: FCRN, train_data: Any) -> None:
@@ -68,6 +71,48 @@ def check(config: ConfigDict, model: FCRN, train_data: Any) -> None:
       config.optim.warmup_steps,
       config.num_steps,
     )
+  _refuse_unlabelled(config, train_data)
+
+
+def _refuse_unlabelled(config, train_data):
+  """ValueError if no image teaches a category, or none a box that is learned.
+
+  Masks of 0 and 255, say. Of sound data the first image is read, or a few.
+  """
+  boxes, seen = "boxes" in config.model.heads, set()
+  for index in range(len(train_data)):
+    example = evaluation.read(train_data, index, config.data.on_error)
+    if example is None:
+      continue
+    labels = set(np.unique(example["semantic"]).tolist())
+    if labels - {0, IGNORE} and not (boxes and not example["instances"].any()):
+      return
+    seen |= labels
+    if index + 1 == _ENOUGH < len(train_data):
+      logging.warning(
+        "looking at all training images, for the first %d %s",
+        _ENOUGH,
+        _unlabelled(seen, train_data),
+      )
+  if seen:
+    raise ValueError(f"all training images {_unlabelled(seen, train_data)}")
+
+
+def _unlabelled(seen, data):
+  """What such images have, and how to mend it."""
+  if seen - {0, IGNORE}:
+    text = (
+      f"have labels {sorted(seen)}, but no instance to learn boxes from."
+      " Number the objects of an image 1, 2, ... (in SegmentationObject; 255 of"
+      " an 8-bit map is void), or set --config.model.heads='(\"semantic\",)'."
+    )
+  else:
+    text = (
+      f"have no label but {sorted(seen)}: 0 is background and 255 void, of"
+      " which nothing is learned. Number the categories 1, 2, ... in the order"
+      " of labels.txt; in masks of 0 and 255 write 1 for 255."
+    )
+  return f"{text} python -m experiments.check_data --data={data.path} says more"
 
 
 def _check_range(config):
