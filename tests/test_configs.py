@@ -14,6 +14,7 @@ from fcrn_jax.types import Preprocessing
 PLAIN = ("default", "shapes", "nuclei", "folder", "camvid")
 EDITIONS = [
   ("nuclei", "hour"), ("nuclei", "gpu"), ("camvid", "cpu"), ("camvid", "gpu"),
+  ("folder", "cpu"), ("folder", "gpu"),
 ]  # fmt: skip
 TABLES = [f"table{n}" for n in range(1, 8)]
 
