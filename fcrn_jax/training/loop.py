@@ -232,11 +232,11 @@ def _train(config, workdir, train_data, val_data):
       if wait_each_step:
         jax.block_until_ready(state)
       sums = _add(sums, scalars) if sums else scalars
-      progress.update()
       if now == start + 1:
         # Lest the time left and the speed count the compilation.
         progress.unpause()
         clock, timed = time.perf_counter(), now
+      progress.update()
       last = now == config.num_steps or checkpointer.reached_preemption(now)
       last |= bool(interrupted)
       logs = _due(now, config.log_every) or last
