@@ -304,6 +304,8 @@ def _score(predictor, dataset, number, protocol, oracle, on_error, progress):
       results = predict(predictor, examples, oracle)
       for example, result in zip(examples, results, strict=True):
         scores.add(result, example, count_void)
+      if not bar.n:  # lest the time left count the compilation
+        bar.unpause()
       bar.update(len(examples))
   return scores
 
