@@ -127,7 +127,7 @@ def image_ids(stems: Iterable[str]) -> dict[str, int | str]:
 
 def read(path: pathlib.Path):
   """The image of a file, uint8; .npy and large plain TIFFs stay on the disk."""
-  from fcrn_jax.data import folder
+  from fcrn_jax.data import pictures
 
   if path.suffix.lower() == ".npy":
     try:
@@ -138,7 +138,7 @@ def read(path: pathlib.Path):
     image = _map_tiff(path)
     if image is not None:
       return image
-  return folder.load_image(path)
+  return pictures.load_image(path)
 
 
 def _map_tiff(path):

@@ -90,7 +90,7 @@ def search(
 
   from tqdm import tqdm
 
-  from fcrn_jax import evaluation
+  from fcrn_jax import evaluation, scoring
   from fcrn_jax.data.functions import source_of
 
   if not dataset.has_instances:
@@ -106,7 +106,7 @@ def search(
     if example is not None:
       kept.append((example, predictor.maps(example["image"])))
   best = predictor.options
-  void = evaluation.counts_void(dataset)
+  void = scoring.counts_void(dataset)
   value = before = score(predictor, kept, best, metric, protocol, void)
   if math.isnan(value):
     raise ValueError(
@@ -162,7 +162,7 @@ def protocol_of(metric: str, num_classes: int) -> str:
 
 def score(predictor, kept, options, metric, protocol, count_void) -> float:
   """One score of the grouping with these options over kept maps."""
-  from fcrn_jax import evaluation, metrics
+  from fcrn_jax import metrics, scoring
 
   evaluator = metrics.InstanceEvaluator(len(predictor.categories) + 1)
 
@@ -172,7 +172,7 @@ def score(predictor, kept, options, metric, protocol, count_void) -> float:
 
   with ThreadPoolExecutor(2) as pool:
     for example, result in pool.map(group, kept):
-      evaluation.add_instances(evaluator, result, example, count_void)
+      scoring.add_instances(evaluator, result, example, count_void)
   return evaluator.result(protocol)[metric]
 
 

@@ -4,7 +4,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import logging
-import math
 import os
 import pathlib
 import pickle
@@ -21,104 +20,14 @@ from tqdm import tqdm
 
 from fcrn_jax import data, files, metrics, visualize
 from fcrn_jax.data import check
-from fcrn_jax.metrics import protocols
 from fcrn_jax.oracle import Example, Oracle, oracle_maps, predict
-from fcrn_jax.predictor import Predictor, Result, read_ahead
-from fcrn_jax.types import IGNORE
+from fcrn_jax.predictor import Predictor, read_ahead
+from fcrn_jax.scoring import Scores, counts_void
 
 # Category maps of published benchmarks have rules of their own.
 _SEMANTIC = {"voc2012_sbd": metrics.VOC, "cityscapes": metrics.CITYSCAPES}
 _NUM_WORST = 20
 _ROWS = 21  # of classes in the table, so that it fits a screen; VOC's number
-
-
-class Scores:
-  """Sums over images, from which all scores are computed at the end."""
-
-  def __init__(self, num_classes: int, has_instances: bool, protocol: str):
-    self.confusion = np.zeros((num_classes, num_classes), np.int64)
-    self.by_image: dict[str, float] = {}
-    self.ours = self.components = None
-    if has_instances:
-      self.ours = metrics.InstanceEvaluator(num_classes, protocol)
-      self.components = metrics.InstanceEvaluator(num_classes)
-
-  def add(self, result: Result, example: Example, count_void: bool) -> None:
-    """Adds one image; see add_instances."""
-    labels = np.asarray(example["semantic"])
-    num_classes = len(self.confusion)
-    matrix = metrics.confusion(labels, result.semantic, num_classes)
-    self.confusion += matrix
-    if self.ours is None:
-      right, pixels = float(np.trace(matrix)), int(matrix.sum())
-      self.by_image[example["id"]] = right / pixels if pixels else math.nan
-      return
-    add_instances(self.ours, result, example, count_void)
-    alone = protocols.matching_scores(self.ours.images[-1:])
-    self.by_image[example["id"]] = alone["matching_0.5"]
-    found = metrics.connected_components(result.semantic, result.confidence)
-    self.components.add(*found, *_truth(example, count_void))
-
-  def merge(self, other: "Scores") -> None:
-    """Adds another host's images; ValueError for one that both have."""
-    if both := sorted(self.by_image.keys() & other.by_image.keys()):
-      raise ValueError(
-        f"two processes scored {len(both)} images both, such as {both[0]}:"
-        " their shares overlap, or the data set lists an image twice."
-      )
-    self.confusion += other.confusion
-    self.by_image |= other.by_image
-    if self.ours is not None:
-      self.ours.merge(other.ours)
-      self.components.merge(other.components)
-
-  def worst(self, number: int) -> list[str]:
-    """The images of the lowest matching at 0.5, or else pixel accuracy."""
-    known = {k: v for k, v in self.by_image.items() if not math.isnan(v)}
-    return sorted(known, key=lambda key: (known[key], key))[:number]
-
-  def result(
-    self,
-    names: tuple[str, ...],
-    absent_class: str,
-  ) -> dict[str, float]:
-    """All scores by name; those of connected components with a prefix.
-
-    names are those of the labels, 0 included.
-    """
-    scores = _flat(
-      metrics.semantic_scores(self.confusion, absent_class), "iou", names
-    )
-    if self.ours is None:
-      return scores
-    for prefix, evaluator in (
-      ("", self.ours), ("components_", self.components)
-    ):  # fmt: skip
-      found = {}
-      for protocol in dict.fromkeys(("sds", self.ours.protocol, "matching")):
-        found |= evaluator.result(protocol)
-      for name in [name for name in found if name.endswith("_per_class")]:
-        found = _flat(found, name, names[1:])
-      scores |= {prefix + name: value for name, value in found.items()}
-    return scores
-
-
-def add_instances(
-  evaluator: metrics.InstanceEvaluator,
-  result: Result,
-  example: Example,
-  count_void: bool,
-) -> None:
-  """Adds one image; count_void: mask pixels on void are not left out."""
-  masks = result.layers[0] if len(result.layers) == 1 else result.masks
-  truth = _truth(example, count_void)
-  evaluator.add(masks, result.classes, result.scores, *truth)
-
-
-def _truth(example, count_void):
-  void = np.asarray(example["semantic"]) == IGNORE
-  void = void if void.any() and not count_void else None
-  return example["instances"], example["classes"], void
 
 
 def evaluate(
@@ -238,14 +147,6 @@ def table(scores: Mapping[str, Any]) -> str:
 def file_stem(split: str, oracle: Oracle = "", suffix: str = "") -> str:
   """What the names of files of a split's scores have in common."""
   return f"{split}_oracle_{oracle}{suffix}" if oracle else f"{split}{suffix}"
-
-
-def counts_void(dataset: Any) -> bool:
-  """Whether void pixels count as mistakes of a mask, as in SDS's protocol.
-
-  It is of SBD's annotation, which has no void; VOC's has void borders.
-  """
-  return dataset.name == "voc2012_sbd" and dataset.split.startswith("sbd")
 
 
 def draw(
@@ -383,17 +284,6 @@ def _other_processes(scores: Scores) -> Iterator[Scores]:
   for index, size in enumerate(sizes.ravel()):
     if index != jax.process_index():
       yield pickle.loads(everyone[index, :size].tobytes())
-
-
-def _flat(scores, name, labels):
-  """Replaces a list under `name` by one value for each label."""
-  scores = dict(scores)
-  values = scores.pop(name)
-  stem = name.removesuffix("_per_class")
-  scores |= {
-    f"{stem}_{label}": v for label, v in zip(labels, values, strict=True)
-  }
-  return scores
 
 
 def image_stamp(dataset: Any, number: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fcrn_jax import data
-from fcrn_jax.data import check, check_report, folder
+from fcrn_jax.data import check, check_report, folder, pictures
 from fcrn_jax.data.builders import coco, shards, voc2012_sbd
 from fcrn_jax.types import palette
 from tests import damage
@@ -109,7 +109,7 @@ def test_the_command_writes_its_report_and_exits_with_1(damaged, tmp_path):
 )
 def test_the_likely_cause_of_wrong_ids(labels, num_categories, words):
   with pytest.raises(AssertionError, match=words):
-    raise AssertionError(check.likely_cause(set(labels), num_categories))
+    raise AssertionError(check_report.likely_cause(set(labels), num_categories))
 
 
 def test_palette_is_vocs(real_data):
@@ -347,7 +347,7 @@ def test_labels_and_ids_of_any_size_are_told(tmp_path):
     ("im2", "SegmentationObject", 70000),
   ):  # fmt: skip
     file = tmp_path / part / f"{name}.png"
-    labels = folder.load_map(file).astype(np.int32)
+    labels = pictures.load_map(file).astype(np.int32)
     labels[labels > 1] = value
     file.unlink()
     Image.fromarray(labels).save(file.with_suffix(".tif"))
@@ -480,4 +480,6 @@ def test_an_image_of_two_splits_is_judged_by_its_own_labels(tmp_path):
     report = check.examine({name: datasets[name] for name in order})
     worst = check_report._worst(report)
     assert worst == [(datasets["b"], 0, ["range"])]
-    assert check.likely_causes(report) == [check.likely_cause({7}, 2)]
+    assert check_report.likely_causes(report) == [
+      check_report.likely_cause({7}, 2)
+    ]

@@ -12,7 +12,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from fcrn_jax import data, evaluation, inference, instances, oracle
+from fcrn_jax import data, evaluation, inference, instances, oracle, scoring
 from fcrn_jax.predictor import Predictor, Result
 from fcrn_jax.types import IGNORE
 from tests import QUICKLY
@@ -151,7 +151,7 @@ def test_the_worst_images_come_first(has_instances):
 def test_void_of_sbd_is_no_excuse():
   dataset = Data([TRUTH])
   dataset.name, dataset.split = "voc2012_sbd", "seg_val"
-  assert not evaluation.counts_void(dataset)  # VOC's own borders are void
+  assert not scoring.counts_void(dataset)  # VOC's own borders are void
   dataset.split = "sbd_val"
   scores = evaluation.evaluate(Recorded([FOUND]), dataset, progress=False)
   assert scores["matching_0.5"] == pytest.approx(2 / 4)
@@ -358,7 +358,7 @@ def test_an_oracle_draws_what_it_found(tmp_path, monkeypatch):
 
 
 def test_an_image_that_two_processes_scored_is_refused():
-  one, other = (evaluation.Scores(3, False, "sds") for _ in range(2))
+  one, other = (scoring.Scores(3, False, "sds") for _ in range(2))
   one.by_image, other.by_image = {"a": 1.0, "b": 1.0}, {"b": 1.0}
   with pytest.raises(ValueError, match="1 images both, such as b"):
     one.merge(other)

@@ -24,18 +24,20 @@ ALLOWED = {
   "training.optimizer": {"types"},
   "training.writers": {"types"},
   "tiling": {"types"},
-  "inference": {"types", "boxes", "tiling"},
+  "views": {"types", "boxes"},
+  "inference": {"types", "boxes", "tiling", "views"},
   "predictor": {
     "types", "boxes", "models", "inference", "instances", "checkpoint",
-    "visualize", "export", "data",
+    "visualize", "export", "data", "views",
   },
   "export": {
     "types", "boxes", "models", "inference", "instances", "checkpoint",
   },
   "oracle": {"types", "predictor", "data", "inference", "instances"},
+  "scoring": {"types", "predictor", "metrics", "oracle"},
   "evaluation": {
     "types", "predictor", "metrics", "data", "checkpoint", "oracle",
-    "visualize",
+    "visualize", "scoring",
   },
   "cpu": set(),
   "files": set(),

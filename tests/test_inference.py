@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fcrn_jax import boxes as box_algebra
-from fcrn_jax import inference, models
+from fcrn_jax import inference, models, views
 from fcrn_jax.inference import Options
 from fcrn_jax.types import FILL
 from tests import workdirs
@@ -297,7 +297,7 @@ def test_padding_changes_nothing(tiny, monkeypatch):
   options = Options(flip=True, scales=(1.0, 1.5))
   maps = inference.predict_maps(tiny, image, STRIDE, options)
   monkeypatch.setattr(inference, "bucket", lambda size: 192)
-  monkeypatch.setattr(inference, "FILL", (255, 0, 0))
+  monkeypatch.setattr(views, "FILL", (255, 0, 0))
   more = inference.predict_maps(tiny, image, STRIDE, options)
   # But for the less than a stride on the left of mirrored images.
   one_view = inference.predict_maps(tiny, image, STRIDE)

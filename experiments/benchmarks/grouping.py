@@ -13,7 +13,7 @@ import dataclasses
 import time
 
 from experiments import common
-from fcrn_jax import checkpoint, evaluation, instances, metrics
+from fcrn_jax import checkpoint, instances, metrics, scoring
 from fcrn_jax.instances.options import MASKS, SEEDS
 from fcrn_jax.predictor import Predictor
 
@@ -31,7 +31,7 @@ def run(options: dict[str, str]) -> list[dict]:
   config = checkpoint.read_config(options["workdir"])
   dataset = common.load_split(config, options["split"], options["data"])
   number = min(int(options["images"]), len(dataset))
-  void = evaluation.counts_void(dataset)
+  void = scoring.counts_void(dataset)
   kept = []
   for index in range(number):
     example = dataset[index]
@@ -77,6 +77,6 @@ def _score(predictor, kept, options, count_void):
     start = time.perf_counter()
     result = predictor.group(maps, example["image"], options)
     seconds += time.perf_counter() - start
-    evaluation.add_instances(evaluator, result, example, count_void)
+    scoring.add_instances(evaluator, result, example, count_void)
   scores = evaluator.result("sds") | evaluator.result("matching")
   return scores, seconds / len(kept)

@@ -17,7 +17,7 @@ import pathlib
 import numpy as np
 
 from fcrn_jax import boxes as box_algebra
-from fcrn_jax import data, evaluation, instances, metrics, oracle, visualize
+from fcrn_jax import data, instances, metrics, oracle, scoring, visualize
 from fcrn_jax.data import transforms
 from fcrn_jax.metrics import protocols
 from fcrn_jax.types import IGNORE
@@ -60,7 +60,7 @@ def _row(examples, dataset, stride, options):
   missed, total, worst = [], 0, (1, None)
   for example in examples:
     result = oracle.perfect_result(example, stride, options)
-    evaluation.add_instances(evaluator, result, example, count_void=False)
+    scoring.add_instances(evaluator, result, example, count_void=False)
     lost = _missed(example, evaluator.images[-1], stride)
     number = len(example["classes"])
     total += number

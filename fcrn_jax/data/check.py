@@ -12,7 +12,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from fcrn_jax import data
@@ -25,7 +24,7 @@ from fcrn_jax.data.builders import (
 )
 from fcrn_jax.data.functions import source_of
 from fcrn_jax.data.inspection import Inspection, Problem, inspect
-from fcrn_jax.types import IGNORE, listed, palette
+from fcrn_jax.types import IGNORE, listed
 
 # Kind of problem: severity, title, what to do.
 KINDS = {
@@ -382,62 +381,3 @@ def _compare(report: Report) -> list[Problem]:
       kind = "leak" if apart and not official else "twice"
       problems.append(Problem(kind, partner[1], f"{words}, {splits}."))
   return problems
-
-
-def likely_causes(report: Report) -> list[str]:
-  """Why labels are out of range: one cause if most images are concerned."""
-  images = [image for some in report.images.values() for image in some]
-  top = len(report.labels) - 1
-  some = [
-    set(image.pixels)
-    for image in images
-    if any(p.kind == "range" for p in image.problems)
-  ]
-  if not some or 2 * len(some) > len(images):
-    some = [report.seen]
-  return sorted({likely_cause(labels, top) for labels in some})
-
-
-def likely_cause(seen: set[int], num_categories: int) -> str:
-  """Why the labels `seen` are not 0 ... num_categories and 255."""
-  labels = sorted(seen - {IGNORE})
-  top = num_categories
-  gray = np.rint(palette() @ [0.299, 0.587, 0.114]).astype(int).tolist()
-  if labels and labels[0] < 0:
-    return (
-      f"Labels below 0, such as {labels[0]}: void in a signed map? Write 255"
-      " there."
-    )
-  if set(labels) <= {0}:
-    return (
-      "Masks saved as 0 and 255? 255 means void here: write the category's "
-      "number (1) instead."
-    )
-  if max(labels) == top + 1:
-    if 0 not in labels:
-      return (
-        f"Labels are 1 ... {top + 1}: 1-based ids. Subtract 1, so that the "
-        "first name of labels.txt is label 0."
-      )
-    return (
-      f"Labels are 0 ... {top + 1}, one more than labels.txt names: is 0 void "
-      "(turn 0 into 255 and subtract 1 from the rest), or does labels.txt "
-      "lack its first line, 'background'?"
-    )
-  if set(labels) <= set(gray[: max(top + 1, 21)]) | {gray[IGNORE]}:
-    return (
-      "Labels are the gray values of VOC's palette: a palette read as RGB and "
-      "turned into gray. Read it as ids (PIL: without convert)."
-    )
-  step = int(np.gcd.reduce(labels))
-  if step > 1 and max(labels) <= step * top:
-    return f"Labels are multiples of {step}, stretched to be seen: divide."
-  if max(labels) > IGNORE:
-    return (
-      "Labels beyond 255: an instance map in the place of the category map, or "
-      "category * 1000 + instance?"
-    )
-  return (
-    f"labels.txt names {top + 1} labels, the maps have up to {max(labels)}: a "
-    "label list of other data, or stray values of a brush or a resize?"
-  )

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fcrn_jax.data import check, folder
+from fcrn_jax.data import check, folder, pictures
 from fcrn_jax.files import replacing
 from fcrn_jax.types import IGNORE, listed, palette
 
@@ -31,7 +31,7 @@ def text(report: check.Report) -> str:
     lines.append("  " + listed(messages, _SHOWN, "\n  "))
     remedies = [remedy] if remedy else []
     if kind == "range":
-      remedies = check.likely_causes(report)[:_SHOWN]
+      remedies = likely_causes(report)[:_SHOWN]
     lines += [f"  -> {words}" for words in remedies]
   errors, warnings = report.num_errors, report.count("warning")
   end = _number(errors, "error") if errors else "No errors"
@@ -215,11 +215,11 @@ def _tile(dataset: Any, index: int) -> np.ndarray | None:
     if not isinstance(dataset, folder.Folder):
       example = dataset[index]
       return _blend(example["image"], example["semantic"])
-    image = folder.load_image(dataset.image_file(index))
+    image = pictures.load_image(dataset.image_file(index))
   except ValueError:
     return None
   try:
-    labels = folder.load_map(dataset.label_files(index)[0], image.shape[:2])
+    labels = pictures.load_map(dataset.label_files(index)[0], image.shape[:2])
   except ValueError:
     return image
   return _blend(image, labels)
@@ -235,3 +235,62 @@ def _save(figure: Figure, path: pathlib.Path) -> None:
   """Writes the figure whole or not at all."""
   with replacing(path) as temporary:
     FigureCanvasAgg(figure).print_png(temporary)
+
+
+def likely_causes(report: check.Report) -> list[str]:
+  """Why labels are out of range: one cause if most images are concerned."""
+  images = [image for some in report.images.values() for image in some]
+  top = len(report.labels) - 1
+  some = [
+    set(image.pixels)
+    for image in images
+    if any(p.kind == "range" for p in image.problems)
+  ]
+  if not some or 2 * len(some) > len(images):
+    some = [report.seen]
+  return sorted({likely_cause(labels, top) for labels in some})
+
+
+def likely_cause(seen: set[int], num_categories: int) -> str:
+  """Why the labels `seen` are not 0 ... num_categories and 255."""
+  labels = sorted(seen - {IGNORE})
+  top = num_categories
+  gray = np.rint(palette() @ [0.299, 0.587, 0.114]).astype(int).tolist()
+  if labels and labels[0] < 0:
+    return (
+      f"Labels below 0, such as {labels[0]}: void in a signed map? Write 255"
+      " there."
+    )
+  if set(labels) <= {0}:
+    return (
+      "Masks saved as 0 and 255? 255 means void here: write the category's "
+      "number (1) instead."
+    )
+  if max(labels) == top + 1:
+    if 0 not in labels:
+      return (
+        f"Labels are 1 ... {top + 1}: 1-based ids. Subtract 1, so that the "
+        "first name of labels.txt is label 0."
+      )
+    return (
+      f"Labels are 0 ... {top + 1}, one more than labels.txt names: is 0 void "
+      "(turn 0 into 255 and subtract 1 from the rest), or does labels.txt "
+      "lack its first line, 'background'?"
+    )
+  if set(labels) <= set(gray[: max(top + 1, 21)]) | {gray[IGNORE]}:
+    return (
+      "Labels are the gray values of VOC's palette: a palette read as RGB and "
+      "turned into gray. Read it as ids (PIL: without convert)."
+    )
+  step = int(np.gcd.reduce(labels))
+  if step > 1 and max(labels) <= step * top:
+    return f"Labels are multiples of {step}, stretched to be seen: divide."
+  if max(labels) > IGNORE:
+    return (
+      "Labels beyond 255: an instance map in the place of the category map, or "
+      "category * 1000 + instance?"
+    )
+  return (
+    f"labels.txt names {top + 1} labels, the maps have up to {max(labels)}: a "
+    "label list of other data, or stray values of a brush or a resize?"
+  )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from fcrn_jax.data import folder
+from fcrn_jax.data import pictures
 from fcrn_jax.types import IGNORE, Array
 
 
@@ -110,9 +110,9 @@ def _image(source: Any, where: str) -> UInt8[Array, "H W 3"]:
   if isinstance(source, bytes):
     file = io.BytesIO(source)
     file.name = where
-    return folder.load_image(file)
+    return pictures.load_image(file)
   if isinstance(source, str | os.PathLike):
-    return folder.load_image(source)
+    return pictures.load_image(source)
   image = np.asarray(source)
   if image.ndim == 2:
     image = np.repeat(image[..., None], 3, axis=-1)

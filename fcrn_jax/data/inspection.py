@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from fcrn_jax.data import folder
+from fcrn_jax.data import folder, pictures
 from fcrn_jax.types import IGNORE, Array, palette
 
 _MIXED = 0.02  # an instance has two categories above this share (ours)
@@ -67,7 +67,7 @@ def _inspect_files(dataset: folder.Folder, index: int) -> Inspection:
   key = dataset.ids[index]
   problems, size, digest = [], None, ""
   try:
-    image = folder.load_image(dataset.image_file(index))
+    image = pictures.load_image(dataset.image_file(index))
     size, digest = image.shape[:2], _digest(image)
   except ValueError as error:
     problems.append(Problem("unreadable", key, str(error)))
@@ -108,17 +108,17 @@ def _read_map(
 ) -> Integer[Array, "H W"] | None:
   """A label map, or None and a problem; another one if its size is wrong."""
   try:
-    with folder.naming(file):
+    with pictures.naming(file):
       with Image.open(file) as picture:
         colours = picture.mode in ("RGB", "RGBA")
-        lossy = folder.is_lossy(picture)
+        lossy = pictures.is_lossy(picture)
       if lossy:
         problems.append(Problem("lossy", key, f"{file} is a JPEG."))
         return None
       if colours:
         problems.append(Problem("colours", key, _explain_colours(file)))
         return None
-    labels = folder.load_map(file)
+    labels = pictures.load_map(file)
   except ValueError as error:
     problems.append(Problem("unreadable", key, str(error)))
     return None

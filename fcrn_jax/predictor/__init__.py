@@ -364,7 +364,7 @@ def check_image(image: Any) -> None:
   if not hasattr(image, "shape"):
     raise ValueError(
       f"the image is a {type(image).__name__}; expected an array, which"
-      " data.folder.load_image reads from a file."
+      " data.pictures.load_image reads from a file."
     )
   shape, dtype = image.shape, image.dtype
   if (
@@ -375,6 +375,6 @@ def check_image(image: Any) -> None:
   ):
     raise ValueError(
       f"the image is {dtype} of shape {shape}; expected uint8 of shape (H, W,"
-      " 3) or (H, W). data.folder.load_image reads files so, and"
-      " data.folder.stretch brings other values to 0 ... 255."
+      " 3) or (H, W). data.pictures.load_image reads files so, and"
+      " data.pictures.stretch brings other values to 0 ... 255."
     )

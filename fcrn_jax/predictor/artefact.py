@@ -17,6 +17,7 @@ import fcrn_jax
 from fcrn_jax import export, inference, instances
 from fcrn_jax.predictor import grouping
 from fcrn_jax.types import Array
+from fcrn_jax.views import repeat_last, to_maps
 
 if TYPE_CHECKING:
   from fcrn_jax.predictor import Predictor
@@ -126,8 +127,8 @@ def segment(
   """
 
   def one(outputs, size):
-    maps = inference.to_maps(outputs["semantic"], outputs.get("boxes"), stride)
-    maps = inference.repeat_last(maps, -(-size // stride))
+    maps = to_maps(outputs["semantic"], outputs.get("boxes"), stride)
+    maps = repeat_last(maps, -(-size // stride))
     found = grouping.group_image(maps, size, options, stride)
     flat = {"semantic": found.semantic, "confidence": found.confidence}
     if found.hypotheses is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fcrn_jax.data import folder
+from fcrn_jax.data import pictures
 from fcrn_jax.data.builders import archives
 from fcrn_jax.data.functions import Functions
 from fcrn_jax.types import IGNORE
@@ -96,8 +96,8 @@ def read_fine(labels_path: str, instances_path: str) -> dict[str, Any]:
   An instance id is its label id * 1000 + number; ids below 1000 are no
   instances. ValueError names files that cannot be read or disagree.
   """
-  labels = folder.load_map(labels_path)
-  numbers = folder.load_map(instances_path, labels.shape)
+  labels = pictures.load_map(labels_path)
+  numbers = pictures.load_map(instances_path, labels.shape)
   if labels.min() < 0 or labels.max() > 255:
     raise ValueError(f"{labels_path} has ids outside 0 ... 255.")
   if numbers.min() < 0 or numbers.max() > 65535:

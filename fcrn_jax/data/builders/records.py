@@ -29,7 +29,7 @@ from PIL import Image
 from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.proto import tf_example_pb2
 
-from fcrn_jax.data import folder
+from fcrn_jax.data import pictures
 from fcrn_jax.data.functions import source_of
 from fcrn_jax.files import read_json
 from fcrn_jax.types import Array
@@ -123,7 +123,7 @@ def _image_bytes(
       turned = file.getexif().get(0x0112, 1) != 1
       plain = file.format in ("JPEG", "PNG") and file.mode in ("L", "RGB")
       # A PNG's transparent colour would come back as a fourth channel.
-      plain &= not (turned or folder.is_deep(file))
+      plain &= not (turned or pictures.is_deep(file))
       if plain and "transparency" not in file.info:
         return source
   return _png(image)
@@ -171,7 +171,7 @@ class Prepared:
     file.name = f"{self.path} {self.split} {self.ids[index]}"
     example = {
       "id": fields["id"].bytes_list.value[0].decode(),
-      "image": folder.load_image(file),
+      "image": pictures.load_image(file),
       "semantic": _pixels(fields["semantic"]),
     }
     if self.has_instances:
