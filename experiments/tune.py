@@ -68,6 +68,14 @@ def main():
     f"{metric}: {found['before']:.4f} -> {found['after']:.4f} on"
     f" {found['num_images']} images, saved in {path}; quote scores of others"
   )
+  counts = found["matching_0.5_before"], found["matching_0.5_after"]
+  if counts[1] < counts[0]:
+    print(
+      f"matching_0.5: {counts[0]:.4f} -> {counts[1]:.4f}, for there are more"
+      f" wrong instances of a low score, which {metric} hardly counts: leave"
+      " them out with experiments.predict --min_score=0.5, or tune with"
+      " --metric=matching_0.5"
+    )
   if found["leaked_images"]:
     print(
       f"{found['leaked_images']} images of this split were trained on, where a"
@@ -107,7 +115,8 @@ def search(
       kept.append((example, predictor.maps(example["image"])))
   best = predictor.options
   void = scoring.counts_void(dataset)
-  value = before = score(predictor, kept, best, metric, protocol, void)
+  start = end = group(predictor, kept, best, void)
+  value = before = start.result(protocol)[metric]
   if math.isnan(value):
     raise ValueError(
       f"{metric} is not defined on these {len(kept)} images; take more of them"
@@ -123,15 +132,17 @@ def search(
           if candidate == getattr(center, name):
             continue
           options = dataclasses.replace(center, **{name: candidate})
-          new = score(predictor, kept, options, metric, protocol, void)
-          if new > value:
-            best, value = options, new
+          new = group(predictor, kept, options, void)
+          if new.result(protocol)[metric] > value:
+            best, end, value = options, new, new.result(protocol)[metric]
         bar.set_postfix({metric: f"{value:.4f}"})
   return {
     "instances": {name: getattr(best, name) for name in GRID},
     "metric": metric,
     "before": before,
     "after": value,
+    "matching_0.5_before": start.result("matching")["matching_0.5"],
+    "matching_0.5_after": end.result("matching")["matching_0.5"],
     **evaluation.image_stamp(dataset, number),
     "data_source": source_of(dataset),
     "ids": dataset.ids[:number],
@@ -160,20 +171,20 @@ def protocol_of(metric: str, num_classes: int) -> str:
   )
 
 
-def score(predictor, kept, options, metric, protocol, count_void) -> float:
-  """One score of the grouping with these options over kept maps."""
+def group(predictor, kept, options, count_void):
+  """The evaluator of the grouping with these options over kept maps."""
   from fcrn_jax import metrics, scoring
 
   evaluator = metrics.InstanceEvaluator(len(predictor.categories) + 1)
 
-  def group(item):
+  def grouped(item):
     example, maps = item
     return example, predictor.group(maps, example["image"], options)
 
   with ThreadPoolExecutor(2) as pool:
-    for example, result in pool.map(group, kept):
+    for example, result in pool.map(grouped, kept):
       scoring.add_instances(evaluator, result, example, count_void)
-  return evaluator.result(protocol)[metric]
+  return evaluator
 
 
 if __name__ == "__main__":

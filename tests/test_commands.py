@@ -215,6 +215,8 @@ def test_evaluate_and_tune(workdir, cache):
   run(*tune, "--metric=matching_0.5", cache=cache)
   found = json.loads((workdir / "thresholds.json").read_text())
   assert found["after"] >= found["before"]
+  assert found["after"] == found["matching_0.5_after"]
+  assert found["before"] == found["matching_0.5_before"]
   assert found["num_images"] == 2 and found["split"] == "val"
   assert found["leaked_images"] == 0
   assert "iou_threshold" in found["instances"]
