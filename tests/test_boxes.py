@@ -46,3 +46,17 @@ def test_encoding_seen_from_cell_points(xp):
 def test_negative_sizes_count_as_zero(xp):
   decoded = boxes.decode(xp.asarray([0.0, 0, -2, 4]), xp.asarray([5.0, 5]))
   np.testing.assert_allclose(decoded, [5, 3, 5, 7])
+
+
+@BOTH
+def test_centerness_typed_out(xp):
+  # Of a box of 4 x 8: the centre; a pixel from the top, where the ratio is
+  # 1 / 3 in y and 2 / 6 in x; the border; outside of it in both axes.
+  box = xp.asarray([1.0, 1, 5, 9])
+  points = xp.asarray([[3.0, 5], [2, 3], [1, 5], [0, 0], [0, 5]])
+  found = boxes.centerness(box, points)
+  np.testing.assert_allclose(found, [1, 1 / 3, 0, 0, 0], rtol=1e-6)
+  points = xp.asarray([[2.0, 5]])
+  np.testing.assert_allclose(boxes.centerness(box, points), [(1 / 3) ** 0.5])
+  empty = xp.asarray([3.0, 5, 3, 5])
+  assert boxes.centerness(empty, xp.asarray([3.0, 5])) == 0

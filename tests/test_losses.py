@@ -219,16 +219,61 @@ def test_box_loss_picks_by_iou_not_by_loss():
   np.testing.assert_allclose(stats["threshold"], 1 / 7, rtol=1e-6)
 
 
+def test_stats_of_boxes_typed_out():
+  # Boxes of 4 x 4 pixels with IoUs of 1, 1 / 7 (3 pixels lower) and 1 / 2
+  # (half as high), one that is not valid, and a crop without instances.
+  target = jnp.tile(jnp.array([0.0, 0, 4, 4]), (2, 4, 1))
+  predicted = jnp.tile(target[:, :, None], (1, 1, 2, 1))
+  predicted = predicted.at[0, 1, 1, 0].set(3).at[0, 2, 1, 2].set(2)
+  classes = jnp.array([[1, 2, 2, 1], [0, 0, 0, 0]])
+  valid = jnp.array([[True, True, True, False], [False] * 4])
+  case = predicted, target, classes, valid, jnp.ones((2, 4))
+  _, stats = losses.bootstrapped_box_loss(*case, k=2)
+  expected = {
+    "kept": 2 / 2, "valid": 3 / 2, "threshold": 1 / 2,
+    "iou": (1 + 1 / 7 + 1 / 2) / 3, "share": [0, 1],
+  }  # fmt: skip
+  assert stats.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(stats[name], value, rtol=1e-6, err_msg=name)
+  _, stats = losses.bootstrapped_box_loss(*(x[1:] for x in case))
+  assert not any(np.any(value) for value in stats.values())  # nor NaN
+
+
+def test_stats_of_categories_typed_out():
+  # True probabilities of 0.2, 0.9 and 0.6 of two categories, and void.
+  true = np.array([0.2, 0.9, 0.6, 0.5], np.float32)
+  labels = jnp.array([[0, 1, 1, 255], [255] * 4])
+  other = jnp.log(1 / true - 1)  # logits (0, x) or (x, 0)
+  logits = jnp.stack([0 * other, other], -1)
+  logits = jnp.where(labels[..., None] == 1, logits[..., ::-1], logits)
+  _, stats = losses.bootstrapped_cross_entropy(logits, labels, k=2)
+  expected = {
+    "kept": 2 / 2, "valid": 3 / 2, "threshold": 0.6, "share": [0.5, 0.5],
+  }  # fmt: skip
+  assert stats.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(stats[name], value, rtol=1e-6, err_msg=name)
+  _, stats = losses.bootstrapped_cross_entropy(logits[1:], labels[1:])
+  assert not any(np.any(value) for value in stats.values())
+
+
+@pytest.mark.parametrize("k", [11, None])
+@pytest.mark.parametrize("num_valid", [60, 2])  # 2: less than one a device
 @pytest.mark.parametrize("fn", ["semantic", "boxes"])
-def test_global_scope_equals_one_device_with_all_crops(fn):
+def test_global_scope_equals_one_device_with_all_crops(fn, num_valid, k):
   devices = 4
+  valid = np.zeros(8 * 9, bool)
+  valid[RNG.permutation(len(valid))[:num_valid]] = True
+  valid = valid.reshape(8, 9)
   if fn == "semantic":
     logits = RNG.normal(size=(8, 9, 3)).astype(np.float32)
-    case = [logits, RNG.integers(0, 3, (8, 9))]
-    loss_fn = functools.partial(losses.bootstrapped_cross_entropy, k=11)
+    case = [logits, np.where(valid, RNG.integers(0, 3, (8, 9)), 255)]
+    loss_fn = functools.partial(losses.bootstrapped_cross_entropy, k=k)
   else:
-    case = box_case(crops=8)
-    loss_fn = functools.partial(losses.bootstrapped_box_loss, k=11)
+    case = list(box_case(crops=8, pixels=9))
+    case[3] = valid
+    loss_fn = functools.partial(losses.bootstrapped_box_loss, k=k)
 
   def global_loss(*parts):
     gradient_fn = jax.value_and_grad(
