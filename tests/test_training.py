@@ -775,9 +775,15 @@ def test_shares_are_numbered_by_category():
     batch["image"].astype(np.float32), False,
   )  # fmt: skip
   _, found = step.total_loss(outputs, batch, step.LossOptions(k=7, box_k=7))
-  shares = {name for name in found if "share" in name}
-  assert shares == {f"semantic_share_{k}" for k in range(3)} | {
-    "box_share_1", "box_share_2"
+  shares = {name: x.shape for name, x in found.items() if x.ndim}
+  assert shares == {"semantic_share": (3,), "box_share": (2,)}
+  sums = {
+    "loss": jnp.float32(6), "semantic_share": jnp.array([1.0, 0, 1]),
+    "box_share": jnp.array([0.5, 1.5]),
+  }  # fmt: skip
+  assert step.scalars(sums, 2) == {
+    "loss": 3, "semantic_share_0": 0.5, "semantic_share_1": 0,
+    "semantic_share_2": 0.5, "box_share_1": 0.25, "box_share_2": 0.75,
   }  # fmt: skip
 
 

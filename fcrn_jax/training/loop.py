@@ -228,10 +228,10 @@ def _train(config, workdir, train_data, val_data):
       else:
         batch = next(batches)
       batch = parallel.split_batch(batch, jax.local_device_count())
-      state, scalars = train_step(state, batch)
+      state, measured = train_step(state, batch)
       if wait_each_step:
         jax.block_until_ready(state)
-      sums = _add(sums, scalars) if sums else scalars
+      sums = _add(sums, measured) if sums else measured
       if now == start + 1:
         # Lest the time left and the speed count the compilation.
         progress.unpause()
@@ -245,7 +245,7 @@ def _train(config, workdir, train_data, val_data):
       )
       saves = _due(now, config.checkpoint_every) or evaluates or last
       if logs or saves:
-        scalars = {k: float(v) / (now - counted) for k, v in sums.items()}
+        scalars = step.scalars(sums, now - counted)
         _refuse_infinite(scalars, now, checkpointer.latest_step)
       pause = time.perf_counter()
       if logs:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -142,8 +143,10 @@ def total_loss(
   options: LossOptions,
   factor: int = 1,
 ) -> tuple[Array, dict[str, Array]]:
-  """Loss of the heads that the model has, and scalars for the log.
+  """Loss of the heads that the model has, and metrics for the log.
 
+  A head's share is one array of all categories: as scalars, those of 80 would
+  be 160 results of every step and as many sums over devices.
   Labels may be finer than the logits, which are interpolated then; of the
   boxes, those of every factor-th cell count; see make_train_step.
   """
@@ -162,7 +165,7 @@ def total_loss(
       axis_name=AXIS,
     )
     total += loss
-    metrics |= {"semantic_loss": loss} | _named("semantic", stats, first=0)
+    metrics |= {"semantic_loss": loss} | _named("semantic", stats)
   if "boxes" in outputs:
     boxes, classes, valid, weights = (
       batch[name][:, ::factor, ::factor]
@@ -180,7 +183,7 @@ def total_loss(
       axis_name=AXIS,
     )
     total += options.box_weight * loss
-    metrics |= {"box_loss": loss} | _named("box", stats, first=1)
+    metrics |= {"box_loss": loss} | _named("box", stats)
   return total, {"loss": total} | metrics
 
 
@@ -199,11 +202,20 @@ def _interpolate(logits, size, factor):
   return logits
 
 
-def _named(head, stats, first):
-  """Flat scalars: kept pixels' share is one entry per category, from first."""
-  scalars = {
-    f"{head}_{name}": value for name, value in stats.items() if name != "share"
-  }
-  for category, share in enumerate(stats["share"], first):
-    scalars[f"{head}_share_{category}"] = share
-  return scalars
+def _named(head, stats):
+  return {f"{head}_{name}": value for name, value in stats.items()}
+
+
+def scalars(sums: Mapping[str, Array], num_steps: int) -> dict[str, float]:
+  """Means over the steps whose metrics were summed, as flat numbers.
+
+  A share is one number per label, that of the boxes from category 1.
+  """
+  flat = {}
+  for name, value in sums.items():
+    mean = np.asarray(value, np.float64) / num_steps
+    first = 0 if name.startswith("semantic") else 1
+    many = enumerate(mean.ravel().tolist(), first)
+    named = {f"{name}_{label}": number for label, number in many}
+    flat |= named if mean.ndim else {name: float(mean)}
+  return flat
