@@ -18,6 +18,8 @@ def test_area_and_iou(xp):
   assert boxes.area(a) == 8
   assert boxes.area(xp.asarray([6.0, 0, 2, 4])) == 0
   np.testing.assert_allclose(boxes.iou(a, b), 4 / 20)
+  # Also of boxes below a pixel.
+  np.testing.assert_allclose(boxes.iou(a / 100, b / 100), 4 / 20, rtol=1e-5)
   assert boxes.iou(a, a + 100) == 0
   assert boxes.iou(a * 0, a * 0) == 0
 

@@ -258,10 +258,18 @@ def test_stats_of_categories_typed_out():
   assert not any(np.any(value) for value in stats.values())
 
 
-@pytest.mark.parametrize("k", [11, None])
 @pytest.mark.parametrize("num_valid", [60, 2])  # 2: less than one a device
-@pytest.mark.parametrize("fn", ["semantic", "boxes"])
-def test_global_scope_equals_one_device_with_all_crops(fn, num_valid, k):
+@pytest.mark.parametrize(
+  ("fn", "kept"),
+  [
+    ("semantic", {"k": 11}),
+    ("semantic", {"k": None}),
+    ("semantic", {"k": 3, "threshold": 0.5}),
+    ("boxes", {"k": 11}),
+    ("boxes", {"k": None}),
+  ],
+)
+def test_global_scope_equals_one_device_with_all_crops(fn, kept, num_valid):
   devices = 4
   valid = np.zeros(8 * 9, bool)
   valid[RNG.permutation(len(valid))[:num_valid]] = True
@@ -269,11 +277,11 @@ def test_global_scope_equals_one_device_with_all_crops(fn, num_valid, k):
   if fn == "semantic":
     logits = RNG.normal(size=(8, 9, 3)).astype(np.float32)
     case = [logits, np.where(valid, RNG.integers(0, 3, (8, 9)), 255)]
-    loss_fn = functools.partial(losses.bootstrapped_cross_entropy, k=k)
+    loss_fn = functools.partial(losses.bootstrapped_cross_entropy, **kept)
   else:
     case = list(box_case(crops=8, pixels=9))
     case[3] = valid
-    loss_fn = functools.partial(losses.bootstrapped_box_loss, k=k)
+    loss_fn = functools.partial(losses.bootstrapped_box_loss, **kept)
 
   def global_loss(*parts):
     gradient_fn = jax.value_and_grad(
