@@ -172,6 +172,12 @@ def test_matching_prefers_more_pairs_to_better_pairs():
   assert pairs == {0.5: {(0, 0), (1, 1), (2, 2)}, 0.55: {(1, 0), (2, 1)}}
 
 
+def test_matching_prefers_five_pairs_to_four_twice_as_good():
+  ious = csr_array(0.5 * np.eye(5) + np.eye(5, k=1))
+  rows, columns = match(ious, 0.5)
+  assert sorted(rows) == sorted(columns) == [0, 1, 2, 3, 4]
+
+
 def test_matching_prefers_better_pairs_among_as_many():
   ious = csr_array(np.array([[0.7, 0.6], [0.6, 0.9]]))
   rows, columns = match(ious, 0.5)
@@ -584,6 +590,29 @@ def test_a_prediction_half_in_the_void_is_forgiven_below_half():
   result = evaluate(images, "matching")
   assert result["matching_0.7"] == pytest.approx(1 / 2)
   assert result["matching_0.8"] == pytest.approx(1 / 3)
+
+
+def test_a_wrong_prediction_in_the_void_does_not_lower_precision():
+  # The better one is wrong, and half of it is void: forgiven below 0.5, so
+  # that the right one is the first; from 0.5 on it is the second of two.
+  one = image(bars("......####", "####......"), [0.9, 0.8], bars("####......"))
+  void = np.array([[c == "v" for c in "........vv"]])
+  found = evaluate([(*one, void)], "sds")
+  assert found["ap_r_0.5"] == pytest.approx(1 / 2)
+  assert found["ap_r_vol"] == pytest.approx((4 * 1 + 5 / 2) / 9)
+  assert evaluate([(*one, void)], "matching")["matching_0.5"] == 1 / 2
+
+
+def test_void_stays_with_its_prediction_where_coco_drops_some():
+  # 101 of category 1, the last of which is dropped; of category 2 one in the
+  # void, which is forgiven, and then the true one.
+  found = np.concatenate(
+    [bars("##......")] * 101 + [bars("......##", "..##....")]
+  )
+  classes, scores = [1] * 101 + [2, 2], np.linspace(1, 0, 103)
+  one = image(found, scores, bars("..##...."), classes, [2])
+  void = np.array([[c == "v" for c in "......vv"]])
+  assert evaluate([(*one, void)], "coco", 3)["ap_per_class"][1] == 1
 
 
 def test_no_image_and_empty_images():
