@@ -296,6 +296,17 @@ def test_warp_by_nothing_is_the_identity():
     np.testing.assert_array_equal(warped[name], example[name])
 
 
+def test_images_too_large_to_warp_are_named():
+  example = ramp(2, 2)
+  for name in ("image", "semantic", "instances"):
+    example[name] = example[name].repeat(2**14, axis=1)
+  with pytest.raises(ValueError, match="2 x 32768 pixels, and rotation"):
+    transforms.warp(example, np.random.default_rng(0), 5.0, 0.0, FILL)
+  for name in ("image", "semantic", "instances"):
+    example[name] = example[name][:, : 2**15 - 2]
+  transforms.warp(example, np.random.default_rng(0), 5.0, 0.0, FILL)
+
+
 def test_intensities_typed_out():
   image = np.array([[[0, 51, 255]]], np.uint8)
   rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from fcrn_jax import boxes as box_algebra
 from fcrn_jax.types import IGNORE, Array
 
 WEIGHTINGS = ("area", "sqrt_area", "none")
+_MOST_WARPED = 2**15 - 1  # OpenCV's remap numbers pixels with 16 bits
 
 
 def runs(
@@ -67,6 +68,11 @@ def warp(
   after the warp.
   """
   height, width = example["semantic"].shape
+  if max(height, width) >= _MOST_WARPED:
+    raise ValueError(
+      f"an image is {height} x {width} pixels, and rotation and elastic take"
+      f" sides below {_MOST_WARPED:,}; set both to 0, or cut it into parts."
+    )
   angle = np.deg2rad(rng.uniform(-rotation, rotation))
   y, x = np.mgrid[:height, :width].astype(np.float32)
   cy, cx = (height - 1) / 2, (width - 1) / 2
