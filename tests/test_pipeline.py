@@ -222,7 +222,8 @@ def test_wrong_options():
   for name, value in (
     ("scale", (1.3, 0.7)), ("scale", (0.0, 1.0)), ("scale", (1.0,)),
     ("input_scale", 0.0), ("aspect", -0.1), ("noise", -0.1), ("rotation", -5.0),
-    ("invert", 1.5), ("box_weighting", "volume"),
+    ("invert", 1.5), ("box_weighting", "volume"), ("label_stride", 3),
+    ("label_stride", 8),
   ):  # fmt: skip
     with pytest.raises(ValueError, match=f"{name} is "):
       pipeline.train_batches(Numbered(2), OPTIONS._replace(**{name: value}), 0)

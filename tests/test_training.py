@@ -259,6 +259,7 @@ def test_loss_options_are_those_of_the_config():
   ("num_steps", 0, "num_steps is 0; expected a number above 0"),
   ("model.box_unit", 0.0, "box_unit is 0.0; expected a number above 0"),
   ("data.label_stride", -2, "label_stride is -2; expected a number of at"),
+  ("data.label_stride", 3, "label_stride is 3; expected a divisor"),
   ("data.scale", (1.3, 0.7), "scale is"),
   ("batch_size", 6, "batch_size is 6; expected a multiple of 4"),
   ("preprocessing.channel_order", "rbg", "channel_order is 'rbg'"),

@@ -111,6 +111,11 @@ def _check(options: PipelineOptions) -> None:
       )
   if not 0 <= o.invert <= 1:
     raise ValueError(f"invert is {o.invert}; expected a share, 0 ... 1.")
+  if o.label_stride < 0 or (o.label_stride and o.stride % o.label_stride):
+    raise ValueError(
+      f"label_stride is {o.label_stride}; expected a divisor of the network's"
+      f" stride, {o.stride}, or 0 for the stride itself."
+    )
   if o.box_weighting not in transforms.WEIGHTINGS:
     raise ValueError(
       f"box_weighting is {o.box_weighting!r}; expected one of"

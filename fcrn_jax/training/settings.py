@@ -54,12 +54,6 @@ def check(config: ConfigDict, model: FCRN, train_data: Any) -> None:
       f" {config.accumulate}; hard pixels can be sought in all images of a"
       " batch only if they are there at once. Set one to 'crop' or 1."
     )
-  label_stride = config.data.label_stride
-  if label_stride and model.stride % label_stride:
-    raise ValueError(
-      f"config.data.label_stride is {label_stride}; expected a divisor of the"
-      f" network's stride, {model.stride}, or 0 for the stride itself."
-    )
   loading.fill(instances.Options, config.instances)
   inference.check_options(
     model.stride, loading.fill(inference.Options, config.inference)
