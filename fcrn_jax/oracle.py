@@ -106,10 +106,14 @@ def predict(
   if not oracle:
     return predictor.predict_batch([example["image"] for example in examples])
   if oracle == "both":
-    return [
+    results = [
       perfect_result(example, predictor.stride, predictor.options)
       for example in examples
     ]
+    for result in results:  # for pictures of them
+      result.categories = predictor.categories
+      result.background = predictor.background
+    return results
   return [
     predictor.group(oracle_maps(predictor, example, oracle), example["image"])
     for example in examples

@@ -346,12 +346,15 @@ def test_an_oracle_draws_what_it_found(tmp_path, monkeypatch):
   (tmp_path / "07_old.png").touch()
   example = Data([TRUTH])[0]
   predictor = Predictor(
-    None, 1, Data.categories, options=instances.Options(min_fill=0.0)
-  )
+    None, 1, Data.categories, options=instances.Options(min_fill=0.0),
+    background="road",
+  )  # fmt: skip
   evaluation.draw(predictor, [example], tmp_path, True, "both")
   assert [p.name for p in tmp_path.iterdir()] == ["00_image0.png"]
   ((_, result, _, maps, _),) = drawn
   assert sorted(result.classes.tolist()) == [1, 1, 2]
+  assert result.categories == Data.categories
+  assert result.background == "road"
   np.testing.assert_array_equal(
     maps.probs, oracle.true_maps(example, 1, 2).probs
   )
