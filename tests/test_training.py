@@ -797,3 +797,11 @@ def test_interpolation_of_a_coarser_networks_odd_maps_is_exact(factor):
     found = step._interpolate(logits, (size, size), 2)[0, :, 0, 0]
     inside = jnp.clip(jnp.arange(size) + 0.5, centres[0], centres[-1])
     np.testing.assert_allclose(found, inside, atol=1e-4)
+
+
+def test_interpolated_logits_are_not_rounded_on_accelerators():
+  interpolate = jax.jit(lambda x: step._interpolate(x, (8, 8), 1))
+  program = interpolate.lower(jnp.zeros((1, 4, 4, 2))).as_text()
+  products = [x for x in program.splitlines() if "dot_general" in x]
+  assert len(products) == 2
+  assert all("precision = [HIGHEST, HIGHEST]" in x for x in products)

@@ -198,7 +198,11 @@ def _interpolate(logits, size, factor):
     position = (jnp.arange(length) + 0.5) / per_cell - 0.5 / factor
     position = jnp.clip(position, 0, number - 1)
     weights = nn.relu(1 - jnp.abs(position[:, None] - jnp.arange(number)))
-    logits = jnp.moveaxis(jnp.tensordot(logits, weights, (axis, 1)), -1, axis)
+    # On accelerators the default would round logits to 8 or 11 bits.
+    logits = jnp.tensordot(
+      logits, weights, (axis, 1), precision=jax.lax.Precision.HIGHEST
+    )
+    logits = jnp.moveaxis(logits, -1, axis)
   return logits
 
 
