@@ -200,17 +200,53 @@ def augment_to_crop(example, options, rng):
   return kept
 
 
-def test_quarter_turns_reach_all_eight_and_flip_only_two():
-  example = ramp(20, 20)
-  for rot90, expected in ((True, 8), (False, 2)):
-    options = pipeline.PipelineOptions(crop=(20, 20), stride=4, rot90=rot90)
-    seen = {
-      pipeline.augment(example, options, np.random.default_rng(k))[
-        "image"
-      ].tobytes()
-      for k in range(80)
-    }
-    assert len(seen) == expected
+@pytest.mark.parametrize(
+  ("flip", "rot90", "number"),
+  [(False, False, 1), (True, False, 2), (False, True, 8), (True, True, 8)],
+)
+def test_all_ways_round_are_as_likely(flip, rot90, number):
+  example = ramp(8, 8)
+  options = pipeline.PipelineOptions(
+    crop=(8, 8), stride=4, flip=flip, rot90=rot90
+  )
+  rng = np.random.default_rng(0)
+  seen = [
+    pipeline.augment(example, options, rng)["image"].tobytes()
+    for _ in range(800)
+  ]
+  counts = np.unique(seen, return_counts=True)[1]
+  assert len(counts) == number
+  np.testing.assert_allclose(counts, 800 / number, rtol=0.25)
+
+
+def test_scale_and_aspect_are_those_of_the_options(monkeypatch):
+  seen, crop = [], transforms.random_crop
+  monkeypatch.setattr(
+    transforms, "random_crop", lambda *a: seen.append(a[2]) or crop(*a)
+  )
+  options = pipeline.PipelineOptions(
+    crop=(8, 8), stride=4, scale=(0.5, 2.0), input_scale=3.0, aspect=0.4
+  )
+  rng, example = np.random.default_rng(0), ramp(20, 20)
+  for _ in range(300):
+    pipeline.augment(example, options, rng)
+  height, width = np.array(seen).T
+  aspect, scale = np.log(height / width), np.sqrt(height * width) / 3
+  assert -0.4 <= aspect.min() < -0.35 < 0.35 < aspect.max() <= 0.4
+  assert 0.5 <= scale.min() < 0.55 < 1.95 < scale.max() <= 2
+  assert abs(scale.mean() - 1.25) < 0.08  # uniform
+
+
+def test_intensities_are_those_of_the_options(monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+    transforms, "jitter_intensity", lambda image, rng, *a: seen.append(a)
+  )
+  options = pipeline.PipelineOptions(
+    brightness=1.0, contrast=2.0, gamma=3.0, noise=4.0, invert=5.0
+  )
+  pipeline.augment(ramp(20, 20), options, np.random.default_rng(0))
+  assert seen == [(1, 2, 3, 4, 5)]
 
 
 def test_padding_is_mean_colour_and_void():
