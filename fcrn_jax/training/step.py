@@ -145,8 +145,9 @@ def total_loss(
 ) -> tuple[Array, dict[str, Array]]:
   """Loss of the heads that the model has, and metrics for the log.
 
-  A head's share is one array of all categories: as scalars, those of 80 would
-  be 160 results of every step and as many sums over devices.
+  A mean over pixels comes times their number, for `scalars`. A head's share is
+  one array of all categories: as scalars, those of 80 would be 160 results of
+  every step and as many sums over devices.
   Labels may be finer than the logits, which are interpolated then; of the
   boxes, those of every factor-th cell count; see make_train_step.
   """
@@ -206,20 +207,33 @@ def _interpolate(logits, size, factor):
   return logits
 
 
+# What is a mean over pixels, and how many there are of them.
+_NUMBER_OF = {"share": "kept", "iou": "valid"}
+
+
 def _named(head, stats):
-  return {f"{head}_{name}": value for name, value in stats.items()}
+  """The statistics by name, what is a mean over pixels as the sum it is of."""
+  return {
+    f"{head}_{name}": value * stats.get(_NUMBER_OF.get(name), 1)
+    for name, value in stats.items()
+  }
 
 
 def scalars(sums: Mapping[str, Array], num_steps: int) -> dict[str, float]:
   """Means over the steps whose metrics were summed, as flat numbers.
 
-  A share is one number per label, that of the boxes from category 1.
+  Those of pixels are over all pixels of the steps, whatever the device. A share
+  is one number per label, that of the boxes from category 1.
   """
   flat = {}
   for name, value in sums.items():
-    mean = np.asarray(value, np.float64) / num_steps
-    first = 0 if name.startswith("semantic") else 1
+    head, _, kind = name.partition("_")
+    number = num_steps
+    if kind in _NUMBER_OF:
+      number = float(sums[f"{head}_{_NUMBER_OF[kind]}"]) or 1.0
+    mean = np.asarray(value, np.float64) / number
+    first = 0 if head == "semantic" else 1
     many = enumerate(mean.ravel().tolist(), first)
-    named = {f"{name}_{label}": number for label, number in many}
+    named = {f"{name}_{label}": share for label, share in many}
     flat |= named if mean.ndim else {name: float(mean)}
   return flat
