@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fcrn_jax import data
-from fcrn_jax.data import pipeline
+from fcrn_jax.data import pipeline, transforms
 from tests.test_folder import make
 
 
@@ -181,6 +181,45 @@ def test_cached_examples_give_the_same_batches():
   plain = pipeline.train_batches(shapes(), SHAPES, seed=2)
   cached = pipeline.train_batches(shapes(), SHAPES._replace(cache=True), seed=2)
   assert_equal(take(plain, 8), take(cached, 8))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_cached_images_are_read_once(cache):
+  reads = []
+
+  class Counted(Numbered):
+    def __getitem__(self, index):
+      reads.append(index)
+      return super().__getitem__(index)
+
+  example = pipeline.TrainExample(Counted(3), OPTIONS._replace(cache=cache))
+  for index in (0, 2, 0, 0):
+    example(index, np.random.default_rng(0))
+  assert reads == ([0, 2] if cache else [0, 2, 0, 0])
+
+
+def test_after_a_broken_last_image_comes_the_first():
+  options = OPTIONS._replace(on_error="skip")
+  example = pipeline.TrainExample(Numbered(6, broken=[4, 5]), options)
+  assert (example(4, np.random.default_rng(0))["image"] == 0).all()
+
+
+def test_intensities_are_normalised_and_bends_made_where_that_is_asked():
+  example = shapes()[0]
+  options = pipeline.PipelineOptions(crop=(64, 64), flip=False)
+  prepared = pipeline.prepare(example, options)
+  assert prepared["image"] is example["image"]
+  normal = pipeline.prepare(example, options._replace(normalize=True))["image"]
+  np.testing.assert_array_equal(
+    normal, transforms.normalize_intensity(example["image"])
+  )
+  assert (normal != example["image"]).any()
+  rng = np.random.default_rng(0)
+  plain = pipeline.augment(prepared, options, rng)["image"]
+  for change in ({"elastic": 2.0}, {"rotation": 20.0}):
+    rng = np.random.default_rng(0)
+    other = pipeline.augment(prepared, options._replace(**change), rng)
+    assert (other["image"] != plain).any()
 
 
 def test_a_broken_image_is_an_error_or_skipped(caplog):
