@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import shapes
-from fcrn_jax import checkpoint, data, evaluation, files
+from fcrn_jax import checkpoint, data, evaluation, files, losses
 from fcrn_jax.predictor import Predictor
 from fcrn_jax.training import (
   interrupts,
@@ -321,11 +321,18 @@ def test_step_decays_kernels_and_averages_weights():
   after = state.params["Dense_0"]
   np.testing.assert_allclose(after["kernel"], 0.95 * before["kernel"], 1e-6)
   np.testing.assert_array_equal(after["bias"], before["bias"])
-  assert metrics["loss"] == 0
+  assert metrics["loss"] == metrics["gradient_norm"] == 0
   # The decay of a young average is (1 + 0) / (10 + 0).
   np.testing.assert_allclose(
     state.ema["Dense_0"]["kernel"],
     (0.1 + 0.9 * 0.95) * before["kernel"],
+    rtol=1e-6,
+  )
+  # The optimizer's state goes on: v <- 0.9 v + 0.1 w, w <- w - 0.5 v.
+  state, _ = train_step(state, parallel.split_batch(batch, DEVICES))
+  np.testing.assert_allclose(
+    state.params["Dense_0"]["kernel"],
+    (0.95 - 0.5 * (0.9 * 0.1 + 0.1 * 0.95)) * before["kernel"],
     rtol=1e-6,
   )
 
@@ -379,14 +386,68 @@ def test_schedules_by_hand():
     optimizer.schedule("step", 1.0, 10)
 
 
+def test_sgd_equals_its_formula():
+  # Clip the gradient, decay the kernel: v <- m v + g + d w, w <- w - r v.
+  rates, decay = [0.5, 0.25, 0.125], np.array([0.1, 0.1, 0])
+  tx = optimizer.create(
+    "sgd", lambda step: jnp.array(rates)[step], weight_decay=0.1, momentum=0.8,
+    clip_norm=6.0,
+  )  # fmt: skip
+  params = {"kernel": jnp.array([1.0, 2]), "bias": jnp.array([3.0])}
+  w, v, state = np.array([1.0, 2, 3]), np.zeros(3), tx.init(params)
+  for rate, gradient in zip(
+    rates, np.array([[1, 2, 2], [4, 4, 7], [0, 3, 4]]), strict=True
+  ):  # of norms 3, 9 and 5
+    clipped = gradient * min(1, 6 / np.linalg.norm(gradient))
+    v = 0.8 * v + clipped + decay * w
+    w = w - rate * v
+    found = {
+      "kernel": jnp.float32(gradient[:2]),
+      "bias": jnp.float32(gradient[2:]),
+    }
+    updates, state = tx.update(found, state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(
+      [*params["kernel"], *params["bias"]], w, rtol=1e-6
+    )
+
+
 def test_adamw_and_unknown_optimizers():
   rate = optax.constant_schedule(0.1)
   tx = optimizer.create("adamw", rate, weight_decay=0.0, clip_norm=1.0)
   params = {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
   updates, _ = tx.update(params, tx.init(params), params)
   np.testing.assert_allclose(updates["a"]["kernel"], -0.1, rtol=1e-4)
+  tx = optimizer.create("adamw", rate, weight_decay=0.2)
+  nothing = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = tx.update(nothing, tx.init(params), params)
+  np.testing.assert_allclose(updates["a"]["kernel"], -0.02, rtol=1e-6)
+  assert not updates["a"]["bias"].any()
   with pytest.raises(ValueError, match="'adam'; expected"):
     optimizer.create("adam", rate, weight_decay=0.0)
+
+
+def test_total_loss_is_of_the_options():
+  batch = {name: jnp.asarray(x) for name, x in random_batch().items()}
+  outputs = {
+    "semantic": jax.random.normal(jax.random.key(0), (8, 6, 5, 3)),
+    "boxes": 9 * jax.random.normal(jax.random.key(1), (8, 6, 5, 2, 4)),
+  }
+  options = step.LossOptions(
+    k=3, threshold=0.4, scope="device", box_k=5, box_weight=0.25, box_unit=2.0
+  )
+  total, metrics = step.total_loss(outputs, batch, options)
+  semantic, _ = losses.bootstrapped_cross_entropy(
+    outputs["semantic"], batch["semantic"], k=3, threshold=0.4, scope="device"
+  )
+  names = ("boxes", "classes", "valid", "weights")
+  boxes, _ = losses.bootstrapped_box_loss(
+    outputs["boxes"], *(batch[name] for name in names),
+    k=5, scope="device", unit=2.0,
+  )  # fmt: skip
+  np.testing.assert_allclose(total, semantic + boxes / 4, rtol=1e-6)
+  np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
+  np.testing.assert_allclose(metrics["box_loss"], boxes, rtol=1e-6)
 
 
 def test_batch_that_does_not_divide_is_refused():
