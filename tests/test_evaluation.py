@@ -141,9 +141,11 @@ def test_a_checkout_that_is_not_installed_is_scored_too(monkeypatch):
 @pytest.mark.parametrize("has_instances", [True, False])
 def test_the_worst_images_come_first(has_instances):
   nothing = result_of(np.zeros((2, 7)), np.zeros((2, 7)), [], [])
-  dataset = Data([TRUTH] * 3, has_instances=has_instances)
+  # The last image has no score, for nothing is there.
+  void = np.full((2, 7), IGNORE), np.zeros((2, 7)), []
+  dataset = Data([TRUTH] * 3 + [void], has_instances=has_instances)
   scores = evaluation.evaluate(
-    Recorded([FOUND, nothing, FOUND]), dataset, progress=False
+    Recorded([FOUND, nothing, FOUND, nothing]), dataset, progress=False
   )
   assert scores["worst_images"] == [dataset[i]["id"] for i in (1, 0, 2)]
 
@@ -228,16 +230,22 @@ def test_scores_of_images_that_were_tuned_on_are_marked():
 
 
 def test_overlapping_masks_are_scored_as_masks():
-  # The same pixels, once as category 1 and once as category 2.
-  found = result_of(TRUTH[0], TRUTH[1], [1, 1, 2], [0.9, 0.8, 0.7])
-  layer = np.where(np.asarray(TRUTH[1]) == 1, 4, 0).astype(np.uint16)
+  # The second object's pixels, once as category 2 and once, rightly, as 1.
+  found = result_of(TRUTH[0], TRUTH[1], [1, 2, 2], [0.9, 0.7, 0.8])
+  layer = np.where(np.asarray(TRUTH[1]) == 2, 4, 0).astype(np.uint16)
   found.semantic[found.semantic == IGNORE] = 0
   found.layers = np.stack([found.layers[0], layer])
-  found.classes = np.int32([1, 1, 2, 2])
-  found.scores = np.float32([0.9, 0.8, 0.7, 0.1])
-  scores = evaluation.evaluate(Recorded([found]), Data([TRUTH]), progress=False)
+  found.classes = np.int32([1, 2, 2, 1])
+  found.scores = np.float32([0.9, 0.7, 0.8, 0.6])
+  scores = evaluation.evaluate(
+    Recorded([found]), Data([TRUTH]), "coco", progress=False
+  )
   assert scores["matching_0.5"] == pytest.approx(3 / 4)
-  assert scores["ap_r_0.5"] == 1
+  # Beside the protocol's own scores, those of sds.
+  assert scores["ap"] == scores["ap_b"] == scores["ap_r_0.5"] == 1
+  # The component of both objects meets one with IoU 4 / 8, so that one of two
+  # is found: 51 of 101 recalls.
+  assert scores["components_ap_0.5_a"] == pytest.approx(51 / 101)
 
 
 def test_categories_must_be_those_of_the_network():
