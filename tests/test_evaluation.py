@@ -388,6 +388,11 @@ def test_true_maps_of_a_typed_out_image():
   # A cell of stride 2 looks at pixel (1, 1), (1, 3) ...; 7 columns are 4.
   coarse = oracle.true_maps(example, 2, 2)
   np.testing.assert_array_equal(coarse.probs.argmax(-1), [[1, 1, 2, 0]])
+  # A category without an instance has no box: background, beside boxes alone.
+  example["instances"][0, 0] = 0
+  assert oracle.true_maps(example, 1, 2).probs[0, 0].tolist() == [1, 0, 0]
+  alone = oracle.true_maps(example, 1, 2, with_boxes=False)
+  assert alone.probs[0, 0].tolist() == [0, 1, 0] and alone.boxes is None
 
 
 def test_images_of_the_training_set_are_refused():
