@@ -63,9 +63,8 @@ def perfect_result(
   # room for a power of two, lest every number of them be compiled.
   semantic = example["semantic"]
   present = np.setdiff1d(semantic, [0, IGNORE])
-  table = np.zeros(256, np.uint8)
+  table = np.zeros(256, np.uint8)  # void is background, as in true_maps
   table[present] = np.arange(1, len(present) + 1)
-  table[IGNORE] = IGNORE
   number = 1 << max(len(present) - 1, 0).bit_length()
   maps = true_maps({**example, "semantic": table[semantic]}, stride, number)
   result = grouping.group_one(maps, example["image"], options, stride, ())
