@@ -393,6 +393,9 @@ def test_true_maps_of_a_typed_out_image():
   assert oracle.true_maps(example, 1, 2).probs[0, 0].tolist() == [1, 0, 0]
   alone = oracle.true_maps(example, 1, 2, with_boxes=False)
   assert alone.probs[0, 0].tolist() == [0, 1, 0] and alone.boxes is None
+  blind = Blind(None, 1, Data.categories)
+  mixed = oracle.oracle_maps(blind, example, "categories")
+  np.testing.assert_array_equal(mixed.probs, alone.probs)
 
 
 def test_images_of_the_training_set_are_refused():

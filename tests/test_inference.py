@@ -347,28 +347,47 @@ def test_networks_of_two_strides_meet_on_the_finer_grid():
 
   def spoilt(images, sizes, value):
     found = two(images, sizes)
-    beyond = np.arange(found["semantic"].shape[1]) * 8 >= sizes[:, :1]
-    value = np.asarray(value)
-    semantic = np.where(beyond[..., None, None], value, found["semantic"])
+    semantic = np.array(found["semantic"])
+    rows, columns = -(-sizes[0] // 8)
+    assert rows < semantic.shape[1] and columns < semantic.shape[2]
+    semantic[:, rows:] = semantic[:, :, columns:] = value
     return {"semantic": semantic, "boxes": found["boxes"]}
 
-  # 90 rows are 12 coarse cells and 23 fine ones; what lies beyond is padding.
+  # 80 rows are 10 coarse cells, 100 columns 13; what lies beyond is padding,
+  # between which and the last cell the last fine one would be.
   rough = [
     inference.predict_maps(
-      functools.partial(spoilt, value=value), image[:90], STRIDE
+      functools.partial(spoilt, value=value), image[:80, :100], STRIDE
     )
     for value in ([0.0, 0, 9], [0.0, 9, 0])
   ]
   np.testing.assert_array_equal(rough[0].probs, rough[1].probs)
 
+  # Boxes of a coarse cell are those of its four fine ones.
+  y, x = np.mgrid[:12.0, :16.0].astype(np.float32)
+  absolute = np.stack([y, x, y + 20, x + 30], -1)[:, :, None].repeat(2, 2)
+
   def other(images, sizes):
-    fine = see(images, sizes)
-    points = box_algebra.cell_points(
-      *(n // 8 for n in images.shape[1:3]), 8, np
-    )
-    absolute = np.float32([_true_maps(image, 4)[1][0, 0]])
-    coarse = box_algebra.encode(absolute, points[:, :, None])
-    return {"semantic": fine["semantic"], "boxes": coarse[None]}
+    points = box_algebra.cell_points(12, 16, 8, np)[:, :, None]
+    coarse = box_algebra.encode(absolute, points)
+    return {"semantic": see(images, sizes)["semantic"], "boxes": coarse[None]}
 
   maps = inference.predict_maps(other, image, STRIDE)
-  np.testing.assert_allclose(maps.boxes, boxes, atol=1e-4)
+  fine = absolute.repeat(2, axis=0).repeat(2, axis=1)
+  np.testing.assert_allclose(maps.boxes, fine, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1.5])
+def test_maps_of_resized_views_are_interpolated(scale):
+  # Boxes of one pixel at the cells' points: linear over the map.
+  def linear(images, sizes):
+    shape = 1, images.shape[1] // 4, images.shape[2] // 4
+    boxes = np.tile(np.float32([0.5, 0.5, 1, 1]), (*shape, 1, 1))
+    return {"semantic": np.zeros((*shape, 2), np.float32), "boxes": boxes}
+
+  image = np.zeros((80, 120, 3), np.uint8)
+  maps = inference.predict_maps(linear, image, 4, Options(scales=(scale,)))
+  points = box_algebra.cell_points(20, 30, 4, np)
+  expected = np.concatenate([points, points + 1 / scale], axis=-1)
+  inner = slice(2, -2), slice(2, -2)
+  np.testing.assert_allclose(maps.boxes[:, :, 0][inner], expected[inner], 1e-4)
