@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import shapes
-from fcrn_jax import checkpoint, data, evaluation, files, losses
+from fcrn_jax import checkpoint, data, evaluation, files, losses, models
 from fcrn_jax.predictor import Predictor
 from fcrn_jax.training import (
   interrupts,
@@ -140,6 +140,34 @@ def test_parts_of_a_batch_equal_the_whole():
   by_parts = run_steps(parallel.pmap_step, parts=2)
   assert_trees_close(whole[0], by_parts[0], rtol=1e-5, atol=1e-6)
   assert_same_scalars(by_parts[1], whole[1])
+
+
+def test_parts_of_a_batch_need_less_memory_and_no_loop():
+  """A loop over convolutions is many times as slow on a CPU."""
+  model = models.create("fcrn_tiny", {"semantic": 3}, batch_norm="local")
+  images = jnp.zeros((8, 64, 64, 3), jnp.uint8)
+  batch = {"image": images, "semantic": jnp.zeros((8, 16, 16), jnp.uint8)}
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False),
+    jnp.zeros(images.shape),
+  )
+  state = jax.eval_shape(
+    lambda v: step.create_state(jnp.zeros(2, jnp.uint32), v, optax.sgd(1), 0.0),
+    variables,
+  )
+
+  def compiled(parts):
+    one_step = step.make_train_step(
+      model, optax.sgd(1), step.LossOptions(None), Preprocessing(), parts=parts
+    )
+    mapped = jax.vmap(one_step, (None, 0), axis_name="batch")
+    some = jax.tree.map(lambda x: x[None], batch)
+    return jax.jit(mapped).lower(state, some).compile()
+
+  whole, by_parts = compiled(1), compiled(4)
+  assert "while(" not in by_parts.as_text()
+  bytes_of = lambda p: p.memory_analysis().temp_size_in_bytes  # noqa: E731
+  assert bytes_of(by_parts) < 0.5 * bytes_of(whole)
 
 
 def test_parts_that_a_batch_does_not_have_are_refused(tmp_path):
