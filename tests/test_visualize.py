@@ -243,6 +243,12 @@ def test_errors_are_coloured_by_what_they_are():
   assert is_color(visualize.errors(RGB, half, truth), visualize.FOUND).any()
   strict = visualize.errors(RGB, half, truth, threshold=0.8)
   assert not is_color(strict, visualize.FOUND).any()
+  # The right place and another category is a mistake.
+  classes = np.array([2, 1]), np.array([1, 2])
+  other = visualize.errors(RGB, found, truth, classes=classes)
+  assert not is_color(other, visualize.FOUND).any()
+  same = visualize.errors(RGB, found, truth, classes=(classes[1],) * 2)
+  np.testing.assert_array_equal(same, visualize.errors(RGB, found, truth))
 
 
 def test_explain_is_a_close_up_with_the_seed():

@@ -190,12 +190,14 @@ def errors(
   void: Bool[Array, "h w"] | None = None,
   threshold: float = 0.5,
   scale: int = 1,
+  classes: tuple[Integer[Array, "m"], Integer[Array, "g"]] | None = None,
 ) -> Picture:
   """Right, wrong and missed instances by the colour of their edges.
 
-  FOUND: instances that meet a true one with IoU > threshold; WRONG: those
-  that do not; MISSED: true ones that none meets, filled. Void pixels count
-  neither way, categories are not looked at.
+  FOUND: instances that meet a true one of their category with IoU > threshold;
+  WRONG: those that do not; MISSED: true ones that none meets, filled. Void
+  pixels count neither way. classes: the categories of those found and of the
+  true ones; without them all are of one.
   """
   found, truth = draw.label_map(found), draw.label_map(truth)
   if void is not None:
@@ -206,6 +208,9 @@ def errors(
   )
   union = sizes[0][pairs[0]] + sizes[1][pairs[1]] - shared
   pairs = pairs[:, (pairs > 0).all(axis=0) & (shared > threshold * union)]
+  if classes is not None:
+    ours, theirs = map(np.asarray, classes)
+    pairs = pairs[:, ours[pairs[0] - 1] == theirs[pairs[1] - 1]]
   good = [np.zeros(len(size), bool) for size in sizes]
   good[0][pairs[0]] = good[1][pairs[1]] = True
   picture = draw.mix(draw.enlarge(draw.rgb(image), scale), draw.INK, 0.35)
@@ -362,7 +367,12 @@ def sample(
   elif truth is not None:
     void = np.asarray(truth["semantic"]) == IGNORE
     tiles["green right, red wrong, yellow missed"] = errors(
-      image, result.label_map, truth["instances"], void, scale=scale
+      image,
+      result.label_map,
+      truth["instances"],
+      void,
+      scale=scale,
+      classes=(result.classes, truth["classes"]),
     )
   columns = 2 if len(tiles) == 4 else min(3, len(tiles))
   return panel(list(tiles.values()), list(tiles), columns)
