@@ -535,6 +535,10 @@ def test_continued_run_ends_bit_identical(
   ]
   assert steps == [2, 4, 5, 6]
   whole = tmp_path / "whole"
+  # Step 4 alone follows the second compilation, which its speed leaves out.
+  rows = files.read_lines(whole / "metrics.jsonl")
+  unknown = [row["step"] for row in rows if not row["images_per_second"]]
+  assert unknown == ([4] if coarse else [])
   labels = "background", "ellipse", "rectangle", "triangle", "ring"
   assert drawn[0] == (whole / "metrics.jsonl", whole / "curves.png", labels)
   curves.save_curves(*drawn[0])

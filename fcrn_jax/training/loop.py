@@ -219,10 +219,14 @@ def _train(config, workdir, train_data, val_data):
     interrupts.remembered(jax.process_count() == 1) as interrupted,
   ):
     for now in range(start + 1, config.num_steps + 1):
-      if start < num_coarse == now - 1:
+      finer = start < num_coarse == now - 1
+      if finer:
         train_step = train_step_of(1)
-      if now == start + 1:
+        logging.info("step %d: the coarse steps are over", now)
+      compiles = finer or now == start + 1
+      if compiles:
         logging.info("compiling the step; the next start will be quicker")
+      if now == start + 1:
         with interrupts.ignored():  # which the input's processes inherit
           batch = next(batches)
       else:
@@ -232,7 +236,7 @@ def _train(config, workdir, train_data, val_data):
       if wait_each_step:
         jax.block_until_ready(state)
       sums = _add(sums, measured) if sums else measured
-      if now == start + 1:
+      if compiles:
         # Lest the time left and the speed count the compilation.
         progress.unpause()
         clock, timed = time.perf_counter(), now
