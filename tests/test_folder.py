@@ -136,7 +136,11 @@ def test_labels(tmp_path):
   )
   assert load(root, labels=("sky", "a", "b")).background == "sky"
   (root / "labels.txt").unlink()
-  with pytest.raises(ValueError, match=r"labels\.txt does not exist"):
+  with pytest.raises(ValueError, match=r"labels\.txt .* first\.$"):
+    load(root)
+  (root / "train").mkdir()
+  (root / "train" / "_annotations.coco.json").write_text("{}")
+  with pytest.raises(ValueError, match=r"pass --config\.data\.name=coco"):
     load(root)
 
 

@@ -581,3 +581,9 @@ def test_the_backbone_of_another_network_is_read(state_dict, saved, tmp_path):
       expected.variables[kind]["backbone"],
     )
   assert "semantic" not in found.variables["params"]
+
+
+def test_a_narrower_network_is_told_of_its_width(saved):
+  model, variables = network(heads={"semantic": 21}, width=16)
+  with pytest.raises(ValueError, match=r"width is 16; .*model\.width=64"):
+    models.load_pretrained(saved, model, variables)

@@ -207,9 +207,10 @@ def _read_labels(path: pathlib.Path) -> tuple[str, ...]:
   if not file.is_file():
     if path.name.startswith("VOC20"):
       return VOC_LABELS
+    coco = " For COCO's format pass --config.data.name=coco."
     raise ValueError(
       f"{file} does not exist; write one name a line, label 0 (mostly "
-      "'background') first."
+      "'background') first." + (coco if any(path.glob("*/*.json")) else "")
     )
   return tuple(read_list(file))
 

@@ -160,6 +160,12 @@ def load_pretrained(
       + _listed("Missing", expected - found)
       + _listed("Unexpected", (found - expected) | set(weights.unknown))
       + _listed("Of another shape", shapes)
+      + (
+        f" The model's width is {model.width}; of other libraries' networks it"
+        " is 64 (--config.model.width=64)."
+        if shapes and model.width != 64
+        else ""
+      )
     )
   box_unit = weights.conventions.box_unit
   if "params/boxes/classifier/bias" in found and box_unit != model.box_unit:
