@@ -49,6 +49,12 @@ def load_split(config, split: str | None, path: str | None):
     config.data.path = path
     if config.data.name in ("shapes", "functions"):
       config.data.name, config.data.num_val = check.guess_name(path), 0
+  if config.data.name == "functions":
+    raise ValueError(
+      "the network was trained on a program's own data (data.Functions), which"
+      " commands do not know; pass --data=DIR, or call"
+      " fcrn_jax.evaluation.evaluate in that program."
+    )
   place = pathlib.Path(config.data.path).expanduser().resolve()
   if not place.exists():
     raise ValueError(

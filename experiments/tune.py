@@ -66,7 +66,8 @@ def main():
   files.write_json(path, found)
   print(
     f"{metric}: {found['before']:.4f} -> {found['after']:.4f} on"
-    f" {found['num_images']} images, saved in {path}; quote scores of others"
+    f" {found['num_images']} images, saved in {path}; quote scores of"
+    " other images"
   )
   counts = found["matching_0.5_before"], found["matching_0.5_after"]
   if counts[1] < counts[0]:
@@ -101,6 +102,11 @@ def search(
   from fcrn_jax import evaluation, scoring
   from fcrn_jax.data.functions import source_of
 
+  if not predictor.has_boxes:
+    raise ValueError(
+      f"{predictor.source} is of a network without boxes, which groups nothing;"
+      " pass --semantic and --localization, or a joint network's --workdir."
+    )
   if not dataset.has_instances:
     raise ValueError(
       f"{dataset.name} {dataset.split!r} at {dataset.path} has no instances to"
@@ -109,7 +115,8 @@ def search(
   protocol = protocol_of(metric, len(predictor.categories) + 1)
   number = min(len(dataset), max_images or len(dataset))
   kept = []
-  for index in tqdm(range(number), desc="network", unit="image"):
+  # Drawn without a delay, the bar would be broken by the first line of the log.
+  for index in tqdm(range(number), desc="network", unit="image", delay=1e-9):
     example = evaluation.read(dataset, index, on_error)
     if example is not None:
       kept.append((example, predictor.maps(example["image"])))

@@ -50,8 +50,10 @@ def evaluate(
   else a mean over the classes there are), instances by `protocol` ("sds",
   "mnc", "coco" or "matching"), by sds and by matching. Instances do not
   overlap in a data set: of COCO's, the smaller one is whole. Void pixels count
-  nowhere, but in SBD's instances, whose published protocol knows none. Every
-  process takes its share of the images and returns the scores of all.
+  nowhere, but in SBD's instances, whose published protocol knows none. Without
+  boxes a network has no instances, so that connected components alone are
+  scored. Every process takes its share of the images and returns the scores of
+  all.
 
   Args:
     predictor: see Predictor.load.
@@ -120,7 +122,12 @@ def table(scores: Mapping[str, Any]) -> str:
   ]  # fmt: skip
   classes = [name for name in scores if name.startswith("iou_")]
   names[3:3] = classes if len(classes) <= _ROWS else []
-  names = [name for name in names if scores.get(name) is not None]
+  names = [
+    name
+    for name in names
+    if scores.get(name) is not None
+    or scores.get(f"components_{name}") is not None
+  ]
   width = max(map(len, (*names, " " * 23))) + 1
   lines = []
   if any(name.startswith("components_") for name in scores):
@@ -128,13 +135,18 @@ def table(scores: Mapping[str, Any]) -> str:
   for name in names:
     other = scores.get(f"components_{name}")
     other = "" if other is None else f"{other:14.4f}"
-    lines.append(f"{name:{width}}{scores[name]:10.4f}{other}")
+    own = scores.get(name)
+    own = f"{'':10}" if own is None else f"{own:10.4f}"
+    lines.append(f"{name:{width}}{own}{other}")
   where = f" {scores['data_path']}" if scores["data_path"] else ""
   lines.append(
     f"{scores['num_images']} images of {scores['data']}{where}"
     f" [{scores['split']}], protocol {scores['protocol']}, step"
     f" {scores['checkpoint_step']}"
   )
+  if scores["oracle"]:
+    true = scores["oracle"].replace("both", "categories and boxes")
+    lines.append(f"{true.upper()} ARE THE TRUE ONES, NOT THE NETWORK'S")
   if scores["leaked_images"]:
     lines.append(
       f"OF A SPLIT OF WHICH {scores['leaked_images']} IMAGES WERE TRAINED ON"
@@ -193,11 +205,17 @@ def _score(predictor, dataset, number, protocol, oracle, on_error, progress):
   """The sums of this process's share of the first `number` images."""
   mine = range(jax.process_index(), number, jax.process_count())
   count_void = counts_void(dataset)
-  scores = Scores(len(dataset.categories) + 1, dataset.has_instances, protocol)
+  scores = Scores(
+    len(dataset.categories) + 1,
+    dataset.has_instances,
+    protocol,
+    predictor.has_boxes or oracle in ("boxes", "both"),
+  )
   bar = tqdm(
     total=len(mine),
     desc=f"evaluate {dataset.split}",
     unit="image",
+    delay=1e-9,  # or the first line of the log would break the bar
     disable=not progress or jax.process_index() > 0,
   )
   with bar:

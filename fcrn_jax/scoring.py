@@ -13,15 +13,27 @@ from fcrn_jax.types import IGNORE
 
 
 class Scores:
-  """Sums over images, from which all scores are computed at the end."""
+  """Sums over images, from which all scores are computed at the end.
 
-  def __init__(self, num_classes: int, has_instances: bool, protocol: str):
+  has_instances: of the data; finds_instances: whether the results have any,
+  lest those of a network without boxes count as instances that it missed.
+  """
+
+  def __init__(
+    self,
+    num_classes: int,
+    has_instances: bool,
+    protocol: str,
+    finds_instances: bool = True,
+  ):
     self.confusion = np.zeros((num_classes, num_classes), np.int64)
     self.by_image: dict[str, float] = {}
+    self.protocol = protocol
     self.ours = self.components = None
     if has_instances:
-      self.ours = metrics.InstanceEvaluator(num_classes, protocol)
       self.components = metrics.InstanceEvaluator(num_classes)
+    if has_instances and finds_instances:
+      self.ours = metrics.InstanceEvaluator(num_classes, protocol)
 
   def add(self, result: Result, example: Example, count_void: bool) -> None:
     """Adds one image; see add_instances."""
@@ -32,12 +44,13 @@ class Scores:
     if self.ours is None:
       right, pixels = float(np.trace(matrix)), int(matrix.sum())
       self.by_image[example["id"]] = right / pixels if pixels else math.nan
-      return
-    add_instances(self.ours, result, example, count_void)
-    alone = protocols.matching_scores(self.ours.images[-1:])
-    self.by_image[example["id"]] = alone["matching_0.5"]
-    found = metrics.connected_components(result.semantic, result.confidence)
-    self.components.add(*found, *_truth(example, count_void))
+    else:
+      add_instances(self.ours, result, example, count_void)
+      alone = protocols.matching_scores(self.ours.images[-1:])
+      self.by_image[example["id"]] = alone["matching_0.5"]
+    if self.components is not None:
+      found = metrics.connected_components(result.semantic, result.confidence)
+      self.components.add(*found, *_truth(example, count_void))
 
   def merge(self, other: "Scores") -> None:
     """Adds another host's images; ValueError for one that both have."""
@@ -48,9 +61,11 @@ class Scores:
       )
     self.confusion += other.confusion
     self.by_image |= other.by_image
-    if self.ours is not None:
-      self.ours.merge(other.ours)
-      self.components.merge(other.components)
+    for mine, theirs in (
+      (self.ours, other.ours), (self.components, other.components)
+    ):  # fmt: skip
+      if mine is not None:
+        mine.merge(theirs)
 
   def worst(self, number: int) -> list[str]:
     """The images of the lowest matching at 0.5, or else pixel accuracy."""
@@ -69,13 +84,13 @@ class Scores:
     scores = _flat(
       metrics.semantic_scores(self.confusion, absent_class), "iou", names
     )
-    if self.ours is None:
-      return scores
     for prefix, evaluator in (
       ("", self.ours), ("components_", self.components)
     ):  # fmt: skip
+      if evaluator is None:
+        continue
       found = {}
-      for protocol in dict.fromkeys(("sds", self.ours.protocol, "matching")):
+      for protocol in dict.fromkeys(("sds", self.protocol, "matching")):
         found |= evaluator.result(protocol)
       for name in [name for name in found if name.endswith("_per_class")]:
         found = _flat(found, name, names[1:])

@@ -316,6 +316,18 @@ def test_data_that_were_moved_are_asked_for(tmp_path):
   assert "pass --data=DIR" in text and "Traceback" not in text
 
 
+def test_data_of_a_program_are_not_looked_for(tmp_path):
+  own = workdirs.make(tmp_path, data__name="functions")
+  text = run("experiments.evaluate", f"--workdir={own}", code=1)
+  assert "fcrn_jax.evaluation.evaluate in that program" in text
+
+
+def test_nothing_is_tuned_for_a_network_without_boxes(tmp_path):
+  alone = workdirs.make(tmp_path, heads=("semantic",))
+  text = run("experiments.tune", f"--workdir={alone}", code=1)
+  assert "without boxes, which groups nothing" in text
+
+
 def test_mistakes_end_in_one_line(workdir, tmp_path):
   train = "experiments.train", f"--workdir={tmp_path}"
   (tmp_path / "file").write_text("no folder")

@@ -188,6 +188,21 @@ def test_category_maps_alone():
   assert len(evaluation.table({**scores, **many}).splitlines()) < 10
 
 
+def test_a_network_without_boxes_has_no_scores_of_instances():
+  """Its zeros would look like a failure; components of its map are scored."""
+  predictor, dataset = Recorded([FOUND]), Data([TRUTH])
+  predictor.has_boxes = False
+  scores = evaluation.evaluate(predictor, dataset, progress=False)
+  assert "matching_0.5" not in scores and "ap_r_0.5" not in scores
+  both = evaluation.evaluate(Recorded([FOUND]), dataset, progress=False)
+  components = {k: v for k, v in both.items() if k.startswith("components_")}
+  assert components.items() <= scores.items()
+  lines = evaluation.table(scores).splitlines()
+  (line,) = [line for line in lines if line.startswith("matching_0.5")]
+  assert len(line.split()) == 2
+  assert line.index(line.split()[1]) == lines[0].index("components") + 4
+
+
 @pytest.mark.parametrize(
   ("wrong", "words"),
   [
@@ -280,6 +295,7 @@ def test_with_everything_true_little_is_missing():
   assert 0.6 < scores[4]["ap_r_0.5"] <= scores[1]["ap_r_0.5"]
   assert scores[1]["ap_r_0.7"] > scores[1]["components_ap_r_0.7"] + 0.1
   assert scores[1]["oracle"] == "both"
+  assert "CATEGORIES AND BOXES ARE THE TRUE ONES" in evaluation.table(scores[1])
 
 
 class Blind(Predictor):
