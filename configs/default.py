@@ -61,6 +61,9 @@ def get_config() -> ConfigDict:
   config.data.box_weighting = "area"  # 1 / (height x width); [P] names both
   config.data.num_workers = 0  # processes that prepare batches
   config.data.cache = False  # keep decoded images in memory
+  # Images of more instances are drawn more often: once an epoch for so many,
+  # and at least once; 0: each once.
+  config.data.instances_per_visit = 0
   config.data.on_error = "raise"  # or skip, counted and logged
   config.data.partial = False  # accept a part of an official data set
   config.data.categories = ""  # of coco: "voc" for VOC's twenty

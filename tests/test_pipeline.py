@@ -281,3 +281,42 @@ def test_nuclei_boxes_are_those_of_the_nuclei(real_data):
   boxes = batch["boxes"][valid]
   assert (np.abs(boxes[:, :2]) <= boxes[:, 2:] / 2 + 1).all()
   assert (boxes[:, 2:] > 0).all()
+
+
+class Crowded(Numbered):
+  """Image i has 1 + 4 i instances."""
+
+  name, split, has_instances = "crowded", "train", True
+
+  def __getitem__(self, index):
+    classes = np.ones(1 + 4 * index, np.uint8)
+    return {**super().__getitem__(index), "classes": classes}
+
+
+def test_visits_follow_the_number_of_instances():
+  # 1, 5, 9, 13 and 17 instances are 0.2, 0.8, 1.5, 2.2 and 2.8 times 6; of the
+  # broken image none are known.
+  expected = [0, 1, 2, 2, 3, 3, 4, 4, 4]
+  assert pipeline.visits(Crowded(5), 6).tolist() == expected
+  broken = Crowded(5, broken=[3])
+  assert pipeline.visits(broken, 6).tolist() == [0, 1, 2, 2, 3, 4, 4, 4]
+  broken.has_instances = False
+  with pytest.raises(ValueError, match="no instances, by which"):
+    pipeline.visits(broken, 6)
+  with pytest.raises(ValueError, match="instances_per_visit is -1"):
+    pipeline.train_batches(
+      Crowded(5), OPTIONS._replace(instances_per_visit=-1), seed=0
+    )
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_an_epoch_has_all_visits(process_count):
+  """Nine, as above: 18 examples are two epochs, whoever takes them."""
+  options = OPTIONS._replace(instances_per_visit=6, batch_size=3)
+  seen = collections.Counter()
+  for index in range(process_count):
+    batches = pipeline.train_batches(
+      Crowded(5), options, 0, process_index=index, process_count=process_count
+    )
+    seen.update(numbers(take(batches, 6 // process_count)))
+  assert seen == {0: 2, 1: 2, 2: 4, 3: 4, 4: 6}

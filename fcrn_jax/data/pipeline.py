@@ -1,8 +1,9 @@
 """Training batches: shuffle, shard, augment, targets, batch (Grain).
 
 The stream is one infinite sequence of examples, reshuffled every epoch, whose
-element i and its random numbers depend on the seed and i only. Process p of n
-takes the elements p, p + n, ...; so a global batch is the same set whatever
+element i and its random numbers depend on the seed and i only. An epoch has
+each image once, or those of many instances more often (`visits`). Process p of
+n takes the elements p, p + n, ...; so a global batch is the same set whatever
 the number of processes, threads and workers, and its position is one number.
 """
 
@@ -10,10 +11,13 @@ import atexit
 import logging
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import Int
+from tqdm import tqdm
 
 from fcrn_jax.data import transforms
 from fcrn_jax.types import FILL, Array
@@ -44,6 +48,7 @@ class PipelineOptions(NamedTuple):
   batch_size: int = 1  # per process
   num_workers: int = 0  # processes; 0 works in threads of this one
   cache: bool = False  # keep decoded examples in memory, in each worker
+  instances_per_visit: int = 0  # see visits; 0: each image once an epoch
   on_error: str = "raise"  # or "skip": take the next image instead
 
 
@@ -65,9 +70,12 @@ def train_batches(
   if len(dataset) == 0:
     raise ValueError(f"data set {dataset.name!r} has no images.")
   _check(options)
+  indices = grain.MapDataset.range(len(dataset))
+  if options.instances_per_visit:
+    seen = visits(dataset, options.instances_per_visit, process_index == 0)
+    indices = grain.MapDataset.source(seen.tolist())
   examples = (
-    grain.MapDataset.range(len(dataset))
-    .seed(seed)
+    indices.seed(seed)
     .shuffle()
     .repeat()
     .random_map(TrainExample(dataset, options))
@@ -89,6 +97,38 @@ def train_batches(
   iterator = iter(batches)
   atexit.register(_close, weakref.ref(iterator))
   return iterator
+
+
+def visits(
+  dataset: Any, instances_per_visit: int, progress: bool = False
+) -> Int[np.ndarray, "n"]:
+  """The images of an epoch, each once for so many of its instances.
+
+  Rounded, and at least once, as also where it cannot be read. Else crops of one
+  size show an instance of a large or crowded image less often than one of a
+  small or empty image (ours; docs/errors.md has what it gives). Reads all
+  images; ValueError for data without instances.
+  """
+  if not dataset.has_instances:
+    raise ValueError(
+      f"{dataset.name} {dataset.split!r} has no instances, by which"
+      " instances_per_visit draws images; set it to 0."
+    )
+
+  def number_of_instances(index):
+    try:
+      return len(dataset[index]["classes"])
+    except ValueError:  # which is for training to tell
+      return 0
+
+  with ThreadPoolExecutor() as pool:
+    numbers = pool.map(number_of_instances, range(len(dataset)))
+    bar = tqdm(
+      numbers, "count instances", len(dataset), unit="image", delay=3,
+      disable=None if progress else True,
+    )  # fmt: skip
+    counts = np.rint(np.array(list(bar)) / instances_per_visit)
+  return np.repeat(np.arange(len(dataset)), np.maximum(counts, 1).astype(int))
 
 
 def _check(options: PipelineOptions) -> None:
@@ -115,6 +155,11 @@ def _check(options: PipelineOptions) -> None:
     raise ValueError(
       f"label_stride is {o.label_stride}; expected a divisor of the network's"
       f" stride, {o.stride}, or 0 for the stride itself."
+    )
+  if o.instances_per_visit < 0:
+    raise ValueError(
+      f"instances_per_visit is {o.instances_per_visit}; expected 0 (each image"
+      " once an epoch) or more."
     )
   if o.box_weighting not in transforms.WEIGHTINGS:
     raise ValueError(
