@@ -439,6 +439,11 @@ def test_images_of_the_training_set_are_refused():
   ) as error:
     data.load(**predictor.trained_on[0])
   assert scores["leak_check"] == f"not done: {error.value}"
+  predictor.trained_on = ({"name": "functions", "split": "train", "path": ""},)
+  scores = evaluation.evaluate(
+    predictor, shapes(1), oracle="both", progress=False
+  )
+  assert "a program's own (data.Functions)" in scores["leak_check"]
 
 
 _WORKER = """
