@@ -560,7 +560,7 @@ def test_fragments_leave_room_for_instances():
 def test_what_is_no_image_is_named():
   for wrong, words in (
     ("a.png", "is a str; expected an array"),
-    (np.zeros((4, 4, 3), np.uint16), r"folder\.stretch brings other values"),
+    (np.zeros((4, 4, 3), np.uint16), r"pictures\.stretch brings other values"),
   ):
     with pytest.raises(ValueError, match=words):
       check_image(wrong)
