@@ -43,6 +43,7 @@ def get_config(edition: str = "minutes") -> ConfigDict:
   config.data.normalize = True
   config.data.gamma = 0.3
   config.data.cache = True
+  config.data.instances_per_visit = 8
   config.loss.box_unit = 4.0
   config.loss.box_weight = 0.05
   config.batch_size = 8
