@@ -139,9 +139,10 @@ def search(
           if candidate == getattr(center, name):
             continue
           options = dataclasses.replace(center, **{name: candidate})
-          new = group(predictor, kept, options, void)
-          if new.result(protocol)[metric] > value:
-            best, end, value = options, new, new.result(protocol)[metric]
+          evaluator = group(predictor, kept, options, void)
+          new = evaluator.result(protocol)[metric]
+          if new > value:
+            best, end, value = options, evaluator, new
         bar.set_postfix({metric: f"{value:.4f}"})
   return {
     "instances": {name: getattr(best, name) for name in GRID},
