@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, logging
+from absl import app, flags, logging
 
 # What bad input raises: said in a line, not as a traceback.
 _MISTAKES = (ValueError, OSError, FloatingPointError)
@@ -33,9 +33,16 @@ def run(main: Callable[[], int | None]) -> None:
 def _parse(arguments):
   """Reads the flags; a config file is run here, and may refuse them."""
   try:
-    return app.parse_flags_with_usage(arguments)
-  except (AttributeError, *_MISTAKES) as error:  # AttributeError: a misspelling
+    return flags.FLAGS(arguments)
+  except (AttributeError, KeyError) as error:  # a misspelt setting
     text = error
     while isinstance(text, AttributeError | KeyError) and text.args:
       text = text.args[0]  # one within the other, whose own text is quoted
-    sys.exit(f"error: {' '.join(str(text).split())}")
+    text = f"there is no setting {text}"
+  except (flags.Error, *_MISTAKES) as error:
+    # Of what a config file raises absl quotes the traceback.
+    text = str(error).rpartition("\nValueError: ")[2]
+  text = str(text)
+  if "Traceback" not in text:
+    text = " ".join(text.split())
+  sys.exit(f"error: {text}")

@@ -50,7 +50,7 @@ def load(
       " data.Functions."
     )
   if name == "shapes":
-    return shapes.Shapes(split, _fields(shapes.Options, options))
+    return shapes.Shapes(split, _fields(name, shapes.Options, options))
   if path is None:
     raise ValueError(
       f"data set {name!r} needs a path; pass path= (--config.data.path=DIR)."
@@ -78,17 +78,17 @@ def load(
       )
     return dataset
   if name == "folder":
-    return folder.Folder(path, split, _fields(folder.Options, options))
+    return folder.Folder(path, split, _fields(name, folder.Options, options))
   reader = importlib.import_module(f"fcrn_jax.data.builders.{name}")
-  return reader.load(path, split, _fields(reader.Options, options))
+  return reader.load(path, split, _fields(name, reader.Options, options))
 
 
-def _fields(kind: Any, options: dict[str, Any]) -> Any:
+def _fields(name: str, kind: Any, options: dict[str, Any]) -> Any:
   """`kind(**options)`, with an error that names the fields there are."""
   unknown = set(options) - set(kind._fields)
   if unknown:
     raise ValueError(
-      f"unknown data options {sorted(unknown)}; expected some of "
-      f"{list(kind._fields)}."
+      f"the data set {name!r} has no option {', '.join(sorted(unknown))} but"
+      f" {', '.join(kind._fields)}; leave it out."
     )
   return kind(**options)
