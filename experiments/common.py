@@ -52,8 +52,8 @@ def load_split(config, split: str | None, path: str | None):
   if config.data.name == "functions":
     raise ValueError(
       "the network was trained on a program's own data (data.Functions), which"
-      " commands do not know; pass --data=DIR, or call"
-      " fcrn_jax.evaluation.evaluate in that program."
+      " commands do not know; pass --data=DIR, or call in that program"
+      " fcrn_jax.evaluation.evaluate or experiments.tune.search."
     )
   place = pathlib.Path(config.data.path).expanduser().resolve()
   if not place.exists():

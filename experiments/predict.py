@@ -73,7 +73,8 @@ def main():
   failed = predict_files(
     predictor, files, output, _EXPLAIN.value, _MIN_SCORE.value
   )
-  print(f"{len(files) - len(failed)} images predicted into {output}")
+  done = len(files) - len(failed)
+  print(f"{done} of {len(files)} images predicted into {output}")
   print(
     "look at *_overlay.png; *_instances.png holds 16-bit numbers, which viewers"
     " show black"

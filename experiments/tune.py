@@ -47,7 +47,7 @@ GRID = {
 def main():
   """Tunes with the flags."""
   from experiments import common
-  from fcrn_jax import checkpoint, files, metrics
+  from fcrn_jax import checkpoint, metrics
 
   common.start()
   workdir, predictor = networks.workdir(), networks.load()
@@ -60,10 +60,9 @@ def main():
     dataset,
     metric,
     _MAX_IMAGES.value,
-    config.data.get("on_error", "raise"),
+    on_error=config.data.get("on_error", "raise"),
   )
-  path = pathlib.Path(workdir) / "thresholds.json"
-  files.write_json(path, found)
+  path = save(found, workdir)
   print(
     f"{metric}: {found['before']:.4f} -> {found['after']:.4f} on"
     f" {found['num_images']} images, saved in {path}; quote scores of"
@@ -85,12 +84,27 @@ def main():
     )
 
 
+def save(found: dict, workdir) -> pathlib.Path:
+  """Writes what `search` found where Predictor.load looks for it."""
+  from fcrn_jax import files
+
+  path = pathlib.Path(workdir) / "thresholds.json"
+  files.write_json(path, found)
+  return path
+
+
 def search(
-  predictor, dataset, metric: str, max_images: int, on_error: str = "raise"
+  predictor,
+  dataset,
+  metric: str,
+  max_images: int,
+  train_sets=None,
+  on_error: str = "raise",
 ) -> dict:
   """The best settings found, with the scores before and after.
 
-  on_error: see evaluation.evaluate.
+  max_images: of the data set, the first so many; 0: all.
+  train_sets, on_error: see evaluation.evaluate.
 
   Raises:
     ValueError: no instances in the data, or no such score.
@@ -154,7 +168,7 @@ def search(
     **evaluation.image_stamp(dataset, number),
     "data_source": source_of(dataset),
     "ids": dataset.ids[:number],
-    **evaluation.check_leaks(predictor, dataset, allow_leak=True),
+    **evaluation.check_leaks(predictor, dataset, True, train_sets),
     "num_images": len(kept),
     "checkpoint_step": predictor.step,
     "views": str(predictor.views),

@@ -12,6 +12,9 @@ import tifffile
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import fcrn_jax as fcrn
+from experiments import tune
+from fcrn_jax import data
 from tests import QUICKLY, workdirs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -102,7 +105,7 @@ def test_predict_a_folder(workdir, cache, tmp_path):
   for name in ("broken.png", "empty.npy", "short.tif"):
     assert any("skipped" in t and name in t for t in text.splitlines())
   assert "look at *_overlay.png" in text
-  assert "8 images predicted" in text and "3 files failed" in text
+  assert "8 of 11 images predicted" in text and "3 files failed" in text
   assert "Traceback" not in text and "orbax" not in text
   kinds = ("semantic", "instances", "overlay", "explain")
   names = {f"{stem}_{kind}.png" for stem in shapes for kind in kinds}
@@ -130,7 +133,7 @@ def test_predict_a_glob_and_nothing(workdir, cache, tmp_path):
   out = tmp_path / "out"
   command = ("experiments.predict", f"--workdir={workdir}", f"--output={out}")
   text = run(*command, f"--images={tmp_path}/in/r*.png", cache=cache)
-  assert "1 images predicted" in text
+  assert "1 of 1 images predicted" in text
   assert len(list(out.iterdir())) == 4
   text = run(*command, f"--images={tmp_path}/in/x*.png", code=1, cache=cache)
   assert "error: no images at" in text and "Traceback" not in text
@@ -326,6 +329,32 @@ def test_nothing_is_tuned_for_a_network_without_boxes(tmp_path):
   alone = workdirs.make(tmp_path, heads=("semantic",))
   text = run("experiments.tune", f"--workdir={alone}", code=1)
   assert "without boxes, which groups nothing" in text
+
+
+def test_a_program_tunes_on_its_own_data(workdir, monkeypatch):
+  monkeypatch.setattr(tune, "GRID", {"num_masks": (1, 2)})
+
+  def functions(keys):
+    shapes = data.load("shapes", "train")
+    return data.Functions(
+      keys,
+      lambda key: shapes[int(key)]["image"],
+      lambda key: shapes[int(key)],
+      shapes.categories,
+    )
+
+  predictor = fcrn.Predictor.load(workdir)
+  predictor.trained_on = ({"name": "functions", "split": "train", "path": ""},)
+  train, seen = functions(["0"]), functions(["0", "1"])
+  for sets, leaked, check in (
+    ([train], 1, "done"),
+    (None, 0, "not done: they are a program's own"),
+  ):
+    found = tune.search(predictor, seen, "matching_0.5", 1, train_sets=sets)
+    assert found["leaked_images"] == leaked
+    assert found["leak_check"].startswith(check)
+    assert found["num_images"] == 1 and found["data"] == "functions"
+    assert found["after"] >= found["before"]
 
 
 def test_mistakes_end_in_one_line(workdir, tmp_path):
