@@ -100,6 +100,17 @@ def test_results_come_back_at_the_images_resolution():
     assert_scene(result, image, pixels)
 
 
+def test_scales_that_give_no_whole_pixels_lose_no_row():
+  # 0.33 of 195 pixels are 64.35: 64 would be the 8 cells of 193.9 pixels.
+  def apply_fn(images, sizes):
+    cells = len(images), images.shape[1] // 8, images.shape[2] // 8
+    return {"semantic": np.zeros((*cells, 2), np.float32)}
+
+  predictor = Predictor(apply_fn, 8, ("disc",), input_scale=0.33)
+  result = predictor(np.zeros((195, 60), np.uint8))
+  assert result.semantic.shape == (195, 60)
+
+
 def test_views_and_tiles_reach_the_result():
   image = scenes.scene(96, 128)
   for views in (

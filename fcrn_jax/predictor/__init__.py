@@ -305,7 +305,16 @@ class Predictor:
   def _margin(self, image):
     """What it takes to scale to whole pixels, so that cells stay in place."""
     multiple = Fraction(self.input_scale).limit_denominator(16).denominator
-    return [-n % multiple for n in image.shape[:2]]
+    margins = []
+    for length in image.shape[:2]:
+      margin = -length % multiple
+      # Of other scales, 0.33 say, rounding must not cut off the image's end.
+      while round((length + margin) * self.input_scale) < (
+        length * self.input_scale
+      ):
+        margin += multiple
+      margins.append(margin)
+    return margins
 
   def _network_size(self, image):
     """Height and width of its network image."""
