@@ -2,8 +2,9 @@
 
 `scope` says within what the k hardest pixels are sought, and what the mean is
 taken over: "crop" (each crop for itself, then the mean over crops: the result
-does not depend on batch size or device count), "device" (all crops of a device
-as one), or "global" (all crops of all devices as one; needs a mapped axis).
+does not depend on batch size or device count; a single axis is one crop of
+pixels), "device" (all crops of a device as one), or "global" (all crops of all
+devices as one; needs a mapped axis).
 Void pixels are never kept; where nothing is valid, loss and gradient are 0.
 """
 
@@ -185,7 +186,9 @@ def _mean(losses, mask, scope, axis_name):
 
   So the mean over devices, which the training step takes, is the loss.
   """
-  axes = tuple(range(1, mask.ndim)) if scope == "crop" else None
+  # A single axis is one crop, as for `hardest`.
+  per_crop = scope == "crop" and mask.ndim > 1
+  axes = tuple(range(1, mask.ndim)) if per_crop else None
   # The inner where keeps a masked pixel's infinite loss out of the gradient.
   total = jnp.where(mask, losses, 0).sum(axes)
   count = mask.sum(axes).astype(jnp.float32)
@@ -197,7 +200,7 @@ def _mean(losses, mask, scope, axis_name):
 
 
 def _counts(mask, valid):
-  crops = len(valid)
+  crops = len(valid) if valid.ndim > 1 else 1
   return {
     "kept": mask.sum() / crops,
     "valid": valid.sum() / crops,

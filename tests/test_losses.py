@@ -61,6 +61,17 @@ def test_hardest_takes_one_crop_and_grids():
   assert flat.tolist() == [False, True, True, False]
 
 
+def test_pixels_in_a_single_axis_are_one_crop():
+  labels = jnp.array([0, 1, 1, 255])
+  logits = jnp.array(RNG.normal(size=(4, 2)))
+  for loss_fn, case in (
+    (losses.bootstrapped_cross_entropy, (logits, labels)),
+    (losses.bootstrapped_box_loss, [x[0] for x in box_case(crops=1)]),
+  ):
+    flat, crop = loss_fn(*case, k=2), loss_fn(*(x[None] for x in case), k=2)
+    jax.tree.map(np.testing.assert_allclose, flat, crop)
+
+
 def test_hardest_refuses_k_below_one():
   with pytest.raises(ValueError, match="k is 0"):
     losses.hardest(jnp.ones(3), jnp.ones(3, bool), k=0)
