@@ -122,11 +122,13 @@ def test_a_stack_is_refused_and_a_pyramid_is_not(tmp_path):
     first.save(path, save_all=True, append_images=[second])
     if name == "pyramid":
       assert pictures.load_image(path).shape == (8, 8, 3)
-    else:
+      assert pictures.load_map(path).shape == (8, 8)
+      continue
+    for load in (pictures.load_image, pictures.load_map):
       with pytest.raises(
         ValueError, match=r"stack\.tif holds 2 pictures; save"
       ):
-        pictures.load_image(path)
+        load(path)
 
 
 @pytest.mark.parametrize("bits", [2, 4])

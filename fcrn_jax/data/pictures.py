@@ -42,12 +42,7 @@ def load_image(file: str | os.PathLike | io.IOBase) -> UInt8[Array, "H W 3"]:
   with naming(file):
     stream = _stream(file)
     image = Image.open(stream)
-    number = _number_of_pictures(image)
-  if number > 1:
-    raise ValueError(
-      f"{getattr(file, 'name', file)} holds {number} pictures; save each by"
-      " itself."
-    )
+  _refuse_stack(image, file)
   with naming(file):
     if is_deep(image):  # of which Pillow reads the upper bytes alone
       return stretch(_read_deep(stream, image))
@@ -109,6 +104,17 @@ def _upright(
   return np.rot90(image, turns.get(orientation, 0))
 
 
+def _refuse_stack(image, file) -> None:
+  """ValueError for a file of several pictures, of which one would be read."""
+  with naming(file):
+    number = _number_of_pictures(image)
+  if number > 1:
+    raise ValueError(
+      f"{getattr(file, 'name', file)} holds {number} pictures; save each by"
+      " itself."
+    )
+
+
 def _number_of_pictures(image) -> int:
   """Pages of a TIFF, of which smaller copies of the first do not count."""
   number = image.n_frames if image.format == "TIFF" else 1
@@ -163,6 +169,8 @@ def load_map(
   """A label map's ids, uint8 or wider; ValueError if not of `shape` H W."""
   with naming(path):
     image = Image.open(_stream(path))
+  _refuse_stack(image, path)
+  with naming(path):
     codec, mode, largest = _decoding(image)
     image.load()
   if is_lossy(image):
