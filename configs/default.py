@@ -124,7 +124,7 @@ def get_config() -> ConfigDict:
   config.instances.seeds = "scores"
   config.protocol = "sds"  # [P]
   config.allow_leak = False  # validate on training images, marked as such
-  config.eval_images = 0  # of an evaluation while training; 0: all
+  config.eval_images = 0  # of an evaluation on the way; 0: all
   return config.lock()
 
 

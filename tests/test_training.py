@@ -842,6 +842,16 @@ def test_a_broken_validation_image_is_left_out_where_that_is_asked(tmp_path):
   assert [p.name for p in (tmp_path / "b/samples").iterdir()] == ["other0.png"]
 
 
+def test_scores_of_a_part_on_the_way_are_not_the_final_ones(tmp_path):
+  changes = {"model.heads": ("semantic",), "num_steps": 2, "eval_every": 1}
+  config = tiny_config(**changes, eval_images=1)
+  data_sets = squares("one"), squares("other")
+  scores = loop.train_and_evaluate(config, tmp_path, *data_sets)
+  assert scores["num_images"] == 2
+  for name, number in (("eval_other", 2), ("eval_other_first_1", 1)):
+    assert files.read_json(tmp_path / f"{name}.json")["num_images"] == number
+
+
 def test_refuses_before_training_what_the_evaluation_would(tmp_path):
   config, train_data = (
     tiny_config(**{"model.heads": ("semantic",)}),

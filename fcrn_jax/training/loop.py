@@ -118,7 +118,7 @@ def train(
 
 
 def _train(config, workdir, train_data, val_data):
-  """The last state, and the scores of the last step where it was validated."""
+  """The last state, and the last step's scores if all images were scored."""
   workdir, config = pathlib.Path(workdir), config.copy_and_resolve_references()
   main_process = jax.process_index() == 0
   if train_data is None:
@@ -267,7 +267,9 @@ def _train(config, workdir, train_data, val_data):
       if evaluates:
         checkpointer.wait()
         predictor = Predictor.load(workdir)
-        scores = _evaluate(config, predictor, train_data, val_data, workdir)
+        scores = _evaluate(
+          config, predictor, train_data, val_data, workdir, config.eval_images
+        )
         writer.write(now, _numbers(scores, "val_"))
         if main_process:
           found = writers.summary(scores, visualize.curves.SCORES)
@@ -292,7 +294,9 @@ def _train(config, workdir, train_data, val_data):
       " experiments.evaluate and predict takes it. It was picked on these"
       " images, so that its score there flatters."
     )
-  return state, scores if int(state.step) == config.num_steps else None
+  if int(state.step) < config.num_steps or config.eval_images:
+    scores = None
+  return state, scores
 
 
 def _main_score(config, val_data):
@@ -356,16 +360,18 @@ def _numbers(scores, prefix):
   }
 
 
-def _evaluate(config, predictor, train_data, val_data, workdir=None):
-  """evaluation.evaluate as the config says."""
+def _evaluate(config, predictor, train_data, val_data, workdir, max_images=0):
+  """evaluation.evaluate as the config says; a part has a file of its own."""
+  part = 0 < max_images < len(val_data)
   return evaluation.evaluate(
     predictor,
     val_data,
     protocol=config.protocol,
     workdir=workdir,
-    max_images=config.eval_images,
+    max_images=max_images,
     allow_leak=config.allow_leak,
     train_sets=[train_data],
     on_error=config.data.on_error,
+    suffix=f"_first_{max_images}" if part else "",
     progress=sys.stderr.isatty(),
   )
