@@ -235,6 +235,13 @@ def test_maps_and_group_are_the_two_halves_of_a_call(joint):
   np.testing.assert_allclose(two_steps.scores, one_step.scores, atol=1e-5)
 
 
+def test_maps_of_another_image_are_refused():
+  maps = inference.Maps(np.zeros((8, 9, 2), np.float32), None)
+  predictor = Predictor(None, 8, ("disc",), has_boxes=False)
+  with pytest.raises(ValueError, match=r"cover \(64, 72\) .* has \(64, 73\)"):
+    predictor.group(maps, np.zeros((64, 73), np.uint8))
+
+
 def test_cells_of_padding_do_not_vote():
   probs = np.full((3, 4, 2), 0.5, np.float32)
   kept = np.asarray(grouping.without_padding(probs, np.int32([8, 9]), 4))

@@ -233,7 +233,17 @@ class Predictor:
     options: instances.Options | None = None,
     progress: bool = False,
   ) -> Result:
-    """Steps 3 to 6 of the paper's section 2.1 for maps of that image."""
+    """Steps 3 to 6 of the paper's section 2.1 for maps of that image.
+
+    ValueError for maps that do not cover it.
+    """
+    cells, size = maps.probs.shape[:2], image.shape[:2]
+    covered = tuple(math.ceil(n * self.stride) for n in cells)
+    if covered[0] < size[0] or covered[1] < size[1]:
+      raise ValueError(
+        f"maps of {cells} cells cover {covered} pixels, and the image has"
+        f" {size}; pass the image that they were computed of."
+      )
     settings = (
       self.options if options is None else options,
       self.stride,
