@@ -131,6 +131,17 @@ def test_a_stack_is_refused_and_a_pyramid_is_not(tmp_path):
         load(path)
 
 
+def test_tiffs_of_other_numbers_and_channels_are_told(tmp_path):
+  path = tmp_path / "a.tif"
+  for form, pixels in (
+    ("minisblack", np.ones((8, 8))),
+    ("rgb", np.ones((8, 8, 3), np.float32)),
+  ):
+    tifffile.imwrite(path, pixels, photometric=form)
+    with pytest.raises(ValueError, match="64-bit numbers and channels other"):
+      pictures.load_image(path)
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 def test_maps_of_few_bits_hold_ids(tmp_path, bits):
   """A row of four pixels 0, 1, 2, 3 of a gray PNG of 2 or 4 bits."""

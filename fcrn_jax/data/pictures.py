@@ -146,7 +146,10 @@ def naming(file: str | os.PathLike | io.IOBase) -> Iterator[None]:
     raise ValueError(f"{name} does not exist.") from None
   except _UNREADABLE as error:
     if isinstance(error, UnidentifiedImageError):  # which names a stream
-      error = "of no known format"
+      error = (
+        "of no known format; of TIFFs, 64-bit numbers and channels other than"
+        " gray, RGB and RGBA are not known"
+      )
     raise ValueError(
       f"{name} cannot be read ({error}): broken, truncated or no picture; "
       "fetch or write the file again."
