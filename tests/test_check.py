@@ -396,6 +396,16 @@ def test_a_leak_is_seen_through_preparation(tmp_path):
       check.refuse_leak(one, other)
 
 
+def test_functions_of_equal_ids_are_told_how_to_differ():
+  def numbered(**source):
+    return data.Functions(["0", "1"], photo, dict, ("x",), **source)
+
+  with pytest.raises(ValueError, match=r"a source of its own \(data\.Funct"):
+    check.refuse_leak(numbered(), numbered())
+  stamp = check.refuse_leak(numbered(source="a"), numbered(source="b"))
+  assert not stamp["leaked_images"]
+
+
 def test_a_list_that_training_asks_for_and_is_not_there_is_told(tmp_path):
   root = write_folder(tmp_path, [OBJECTS.clip(max=2)] * 2, OBJECTS)
   report = examine("folder", root)

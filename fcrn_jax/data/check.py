@@ -148,6 +148,8 @@ def refuse_leak(train: Any, test: Any, allow: bool = False) -> dict[str, Any]:
   """
   shared = shared_ids(train, test)
   if shared and not allow:
+    # Of functions without a path all ids are taken to be of one source.
+    unnamed = hasattr(train, "source") and source_of(train) is None
     raise ValueError(
       f"{len(shared):,} of the {len(test.ids):,} images of {test.name} "
       f"{test.split!r} are in {train.name} {train.split!r}, which the network "
@@ -155,6 +157,12 @@ def refuse_leak(train: Any, test: Any, allow: bool = False) -> dict[str, Any]:
       "Test on a split it has not seen, or train on another; "
       "experiments.evaluate --allow_leak (in training, config.allow_leak) "
       "tests all the same and marks the results."
+      + (
+        " If these are other images, give them other ids, or each data set a"
+        " source of its own (data.Functions)."
+        if unnamed
+        else ""
+      )
     )
   return {
     "train_split": train.split,
