@@ -54,6 +54,45 @@ def test_touching_objects_are_told_apart(mode, stride):
     assert iou == 1 if stride == 1 else iou > 0.7
 
 
+def test_cells_of_padding_do_not_vote():
+  grid, probs, boxes = two_squares()
+  options = instances.Options(num_masks=1, score_floor=0.0)
+  # Of the fourth row nothing is seen, of the seventh column one pixel.
+  size = np.array([3 * 4, 6 * 4 + 1])
+  found = instances.find(probs, boxes * 4, options, size, 4)
+  voted = np.asarray(found.owners >= 0).any((0, 1))
+  expected = grid > 0
+  expected[3:] = expected[:, 7:] = False
+  np.testing.assert_array_equal(voted, expected)
+
+
+def test_instances_without_a_pixel_are_left_out():
+  # Between cells the weak one in the middle of a strong one wins nowhere: of
+  # its pixels 0.75 x 0.25 + 0.25 x 1 is above 0.75 x 0.4.
+  grid = np.array([[1, 1, 1, 0, 3, 3], [1, 2, 1, 0, 3, 3], [1, 1, 1, 0, 3, 3]])
+  top = np.array([1, 1, 0.4, 0.39])[grid][..., None]
+  probs = np.where(grid[..., None] == np.arange(4), top, (1 - top) / 3)
+  probs[1, 1] = [0.35, 0.25, 0.4, 0]
+  corners = np.array([[0, 0, 1, 1], [0, 0, 3, 3], [1, 1, 2, 2], [0, 4, 3, 6]])
+  boxes = np.repeat(2 * corners[grid][:, :, None], 3, axis=2)
+  options = instances.Options(num_masks=1, max_instances=4)
+  chain = (
+    probs.astype(np.float32),
+    boxes.astype(np.float32),
+    options,
+    (6, 12),
+    2,
+  )
+  assert instances.find(*chain).classes.tolist() == [1, 2, 3, 0]
+  found = instances.extract(*chain)
+  assert found.classes.tolist() == [1, 3, 0, 0]
+  assert found.valid.tolist() == [True, True, False, False]
+  np.testing.assert_allclose(found.scores, [1, 0.39, 0, 0], rtol=1e-6)
+  np.testing.assert_array_equal(found.boxes[1], 2 * corners[3])
+  assert (np.asarray(found.boxes[2:]) == 0).all()
+  assert found.masks.any((1, 2)).tolist() == found.valid.tolist()
+
+
 def test_it_says_why():
   grid, probs, boxes = two_squares()
   boxes[0, 0] += 0.5  # one vote is off by half a pixel both ways

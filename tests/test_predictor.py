@@ -242,15 +242,6 @@ def test_maps_of_another_image_are_refused():
     predictor.group(maps, np.zeros((64, 73), np.uint8))
 
 
-def test_cells_of_padding_do_not_vote():
-  probs = np.full((3, 4, 2), 0.5, np.float32)
-  kept = np.asarray(grouping.without_padding(probs, np.int32([8, 9]), 4))
-  expected = np.zeros((3, 4), bool)
-  expected[:2, :3] = True  # 9 pixels reach into the third cell
-  np.testing.assert_array_equal(kept[..., 1] == 0.5, expected)
-  np.testing.assert_array_equal(kept[..., 1] < 0, ~expected)
-
-
 def test_separate_networks_and_a_joint_one(joint, tmp_path):
   image = image_of(5, 64, 70)
   semantic = workdirs.make(tmp_path / "s", ("semantic",), seed=1, steps=9)

@@ -50,7 +50,8 @@ def find(
 
   probs: softmax scores, channel 0 the background; boxes: (y0, x0, y1, x1) of
   categories 1 ... C in pixels of an image `stride` times the maps' size, of
-  which image_size (default: all) is not padding.
+  which image_size (default: all) is not padding: cells wholly beyond it have no
+  vote.
   """
   if probs.shape != (*boxes.shape[:2], boxes.shape[2] + 1):
     raise ValueError(
@@ -73,7 +74,7 @@ def _single_precision(*maps):
 @functools.partial(jax.jit, static_argnames="stride")
 def _find(probs, boxes, options, image_size, stride) -> Hypotheses:
   height, width = probs.shape[:2]
-  ballot = _ballot(probs, boxes, options, stride)
+  ballot = _ballot(probs, boxes, options, image_size, stride)
   votes = _vote_in_masks(ballot, options)
   first = jnp.arange(options.num_masks)[:, None] * votes.keeper.shape[1]
   owners = jnp.where(votes.owner >= 0, votes.owner + first, -1)
@@ -103,13 +104,19 @@ class _Ballot(NamedTuple):
   cells: Int[Array, "n 2"]
 
 
-def _ballot(probs, boxes, options, stride) -> _Ballot:
+def _ballot(probs, boxes, options, image_size, stride) -> _Ballot:
   """Steps 1 to 3: what every cell may vote for, and the box it votes with."""
   height, width, num_masks = *probs.shape[:2], options.num_masks
   scores, categories = map(to_tiles, top_categories(probs, num_masks))
   index = jnp.arange(height * width * num_masks, dtype=jnp.int32)
   index = to_tiles(index.reshape(height, width, num_masks))
-  inside = to_tiles(jnp.ones((height, width, num_masks), bool))
+  rows, columns = (
+    jnp.arange(n) * stride < image_size[axis]
+    for axis, n in enumerate((height, width))
+  )
+  inside = jnp.broadcast_to(
+    (rows[:, None] & columns)[..., None], (height, width, num_masks)
+  )
   cell = index // num_masks
   channel = cell * boxes.shape[2] + jnp.maximum(categories - 1, 0)
   boxes = boxes.reshape(-1, 4)[channel]
@@ -128,7 +135,7 @@ def _ballot(probs, boxes, options, stride) -> _Ballot:
     seeds,
     categories,
     boxes,
-    inside & (categories > 0) & (scores >= options.score_floor),
+    to_tiles(inside) & (categories > 0) & (scores >= options.score_floor),
     index,
     cells,
   )
@@ -252,11 +259,27 @@ def extract(
   labels = masks_lib.paint(
     found, probs, boxes, options, image_size, scale
   ).labels
-  return Instances(
-    masks=masks_lib.masks_of(labels, options.max_instances),
-    classes=found.classes,
-    scores=found.scores,
-    boxes=found.boxes,
-    valid=found.valid,
-    truncated=found.truncated,
+  return _visible(
+    Instances(
+      masks=masks_lib.masks_of(labels, options.max_instances),
+      classes=found.classes,
+      scores=found.scores,
+      boxes=found.boxes,
+      valid=found.valid,
+      truncated=found.truncated,
+    )
   )
+
+
+def _visible(found: Instances) -> Instances:
+  """Without those that others left no pixel to."""
+  kept = found.valid & found.masks.any((1, 2))
+  order = jnp.argsort(~kept)
+
+  def pick(values):
+    where = kept.reshape((-1,) + (1,) * (values.ndim - 1))
+    return jnp.where(where, values, jnp.zeros((), values.dtype))[order]
+
+  truncated = found.truncated
+  picked = {k: pick(v) for k, v in found._asdict().items() if k != "truncated"}
+  return Instances(**picked, truncated=truncated)

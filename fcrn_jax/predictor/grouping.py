@@ -1,8 +1,7 @@
 """From the maps of padded images to Results.
 
 `instances` works on one map; here its steps run for batches on several
-devices, and cells that are padding are kept from voting. `large` does the same
-for images that one program cannot hold.
+devices. `large` does the same for images that one program cannot hold.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Float, Float16, Int, UInt8
+from jaxtyping import Float16, Int, UInt8
 
 from fcrn_jax import boxes as boxes_lib
 from fcrn_jax import instances, visualize
@@ -143,8 +142,7 @@ def group_image(
   if options.masks == "full":
     maps = jax.tree.map(lambda x: masks_lib.upsample(x, canvas, stride), maps)
     stride = 1
-  voters = without_padding(maps.probs, size, stride)
-  found = instances.find(voters, maps.boxes, options, size, stride)
+  found = instances.find(maps.probs, maps.boxes, options, size, stride)
   painted = paint(maps, found, options, stride, canvas)
   if not with_owners:
     found = found._replace(owners=None)
@@ -169,19 +167,6 @@ def paint(
     category, score = categories[0], scores[0]
   category, score = category.astype(jnp.uint8), score.astype(jnp.float16)
   return Found(category, score, labels, None)
-
-
-def without_padding(
-  probs: Float[Array, "h w c"], size: Int[Array, "2"], stride: int | float
-) -> Float[Array, "h w c"]:
-  """Scores in which cells wholly beyond the image are background, surely."""
-  inside = jnp.ones((), bool)
-  for axis in range(2):
-    start = jnp.arange(probs.shape[axis]) * stride
-    inside = inside & jnp.expand_dims(start < size[axis], (1 - axis, 2))
-  # Below 0, lest a score floor of 0 makes them candidates.
-  background = jnp.where(jnp.arange(probs.shape[-1]) == 0, 1.0, -1.0)
-  return jnp.where(inside, probs, background)
 
 
 def _result(found: Found, image, stride, categories) -> Result:

@@ -156,8 +156,7 @@ def _find(maps, size, options, stride) -> instances.Hypotheses:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _find_in(maps, size, options, stride):
-  voters = grouping.without_padding(maps.probs, size, stride)
-  return instances.find(voters, maps.boxes, options, size, stride)
+  return instances.find(maps.probs, maps.boxes, options, size, stride)
 
 
 def _near(
