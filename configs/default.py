@@ -110,7 +110,7 @@ def get_config() -> ConfigDict:
   config.inference.tile_overlap = 256
 
   config.instances = ConfigDict()  # see instances.Options
-  config.instances.num_masks = 2
+  config.instances.num_masks = 1
   config.instances.score_floor = 0.05
   config.instances.iou_threshold = 0.5
   config.instances.max_instances = 100

@@ -63,7 +63,6 @@ def get_config(edition: str = "minutes") -> ConfigDict:
   config.inference.flip = True
   config.inference.scales = (1.0, 1.25)
   config.instances.seeds = "agreement"
-  config.instances.num_masks = 1
   config.instances.max_instances = 400
   config.protocol = "matching"
   if edition == "hour":

@@ -26,7 +26,6 @@ def get_config() -> ConfigDict:
   config.optim.lr = 4e-3
   config.optim.warmup_steps = 50
   config.ema = 0.99
-  config.instances.num_masks = 1
   config.inference.flip = True
   config.inference.scales = (1.0, 1.25)
   config.log_every = 100

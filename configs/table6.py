@@ -59,7 +59,9 @@ def get_config(arg: str = "101_bs_weighted,localization") -> ConfigDict:
     config.data.val_split = "val2014"
     config.data.categories = "voc"
     config.num_steps = 60_000
-  # instances.Options.paper(): fragments stay, blocks on upsampled scores.
+  # instances.Options.paper(): nested masks, of which fragments stay, blocks on
+  # upsampled scores.
+  config.instances.num_masks = 2
   config.instances.min_fill = 0.0
   config.instances.min_extent = 0.0
   config.instances.masks = "blocks"

@@ -43,7 +43,10 @@ class Options:
   of region_overlap; every value here is ours.
   """
 
-  num_masks: int = 2  # the paper's n
+  # The paper's n. With 2, cells are found whose category is nearly the best:
+  # AP gains a little, and by pixels near borders there are far more instances
+  # that are none (nuclei, TP/(TP+FP+FN) 0.676 for 0.859).
+  num_masks: int = 1
   score_floor: float | Array = 0.05  # of a candidate's score
   iou_threshold: float | Array = 0.5  # of voting
   max_instances: int = 100
@@ -86,8 +89,10 @@ class Options:
 
   @classmethod
   def paper(cls) -> "Options":
-    """The paper to the letter: fragments stay, blocks on upsampled scores."""
-    return cls(min_fill=0.0, min_extent=0.0, masks="blocks")
+    """The paper to the letter: nested masks, of which fragments stay; blocks
+    on upsampled scores.
+    """
+    return cls(num_masks=2, min_fill=0.0, min_extent=0.0, masks="blocks")
 
 
 class Hypotheses(NamedTuple):
