@@ -39,7 +39,10 @@ _MIN_SCORE = flags.DEFINE_float(
   "min_score", 0.0, "Leave out instances of a lower score.", 0.0, 1.0
 )
 _EXPLAIN = flags.DEFINE_bool(
-  "explain", False, "Also <stem>_explain.png: each instance's votes."
+  "explain",
+  False,
+  "Also <stem>_explain.png: the votes for the six best"
+  " and the six worst instances.",
 )
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -127,14 +130,18 @@ def image_ids(stems: Iterable[str]) -> dict[str, int | str]:
 
 
 def read(path: pathlib.Path):
-  """The image of a file, uint8; .npy and large plain TIFFs stay on the disk."""
+  """The image of a file, uint8; .npy and large plain TIFFs of 8 bits stay on
+  the disk.
+  """
   from fcrn_jax.data import pictures
 
   if path.suffix.lower() == ".npy":
     try:
-      return np.load(path, mmap_mode="r")
+      image = np.load(path, mmap_mode="r")
     except Exception as error:  # of a broken header it is any
       raise ValueError(f"{path} is no whole .npy file: {error}.") from error
+    deep = image.dtype != np.uint8 and image.dtype.kind in "uif"
+    return pictures.stretch(image) if deep else image
   if path.suffix.lower() in (".tif", ".tiff"):
     image = _map_tiff(path)
     if image is not None:
@@ -194,7 +201,7 @@ def predict_files(
       found.append(writing.popleft().result())
 
   def predict(batch):
-    _predict_batch(predictor, batch, explain, write, failed, alone)
+    _predict_batch(predictor, batch, explain, min_score, write, failed, alone)
     if not bar.n:  # lest the time left count the compilation
       bar.unpause()
     bar.update(len(batch))
@@ -223,7 +230,9 @@ def predict_files(
   return failed
 
 
-def _predict_batch(predictor, batch, explain, write, failed, progress):
+def _predict_batch(
+  predictor, batch, explain, min_score, write, failed, progress
+):
   """Predicts one batch and hands its results to `write`."""
   from tqdm import tqdm
 
@@ -253,7 +262,7 @@ def _predict_batch(predictor, batch, explain, write, failed, progress):
     picture = None
     if explain:
       try:
-        picture = predictor.explain(image)
+        picture = predictor.explain(image, min_score=min_score)
       except ValueError as error:
         tqdm.write(f"{stem}: {error}", file=sys.stderr)
     write(stem, result, picture)

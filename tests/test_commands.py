@@ -84,11 +84,13 @@ def write_images(folder):
   tifffile.imwrite(folder / "scan.TIF", rgb[:, :48])
   tifffile.imwrite(folder / "zip.tif", rgb[..., 1], compression="zlib")
   np.save(folder / "array.npy", rgb)
+  np.save(folder / "deeper.npy", rgb * np.uint16(200))
   (folder / "notes.txt").write_text("no image")
   (folder / ".hidden.png").write_text("no image")
   return {
     "rgb": (50, 64), "gray": (50, 64), "7": (50, 64), "turned": (64, 50),
     "deep": (40, 30), "scan": (50, 48), "zip": (50, 64), "array": (50, 64),
+    "deeper": (50, 64),
   }  # fmt: skip
 
 
@@ -105,7 +107,7 @@ def test_predict_a_folder(workdir, cache, tmp_path):
   for name in ("broken.png", "empty.npy", "short.tif"):
     assert any("skipped" in t and name in t for t in text.splitlines())
   assert "look at *_overlay.png" in text
-  assert "8 of 11 images predicted" in text and "3 files failed" in text
+  assert "9 of 12 images predicted" in text and "3 files failed" in text
   assert "Traceback" not in text and "orbax" not in text
   kinds = ("semantic", "instances", "overlay", "explain")
   names = {f"{stem}_{kind}.png" for stem in shapes for kind in kinds}

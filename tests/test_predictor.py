@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from experiments.benchmarks.predict import discs
-from fcrn_jax import files, inference, instances
+from fcrn_jax import files, inference, instances, visualize
 from fcrn_jax import predictor as predictor_lib
 from fcrn_jax.predictor import (
   Predictor,
@@ -478,11 +478,29 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
   assert len(result) == 2
 
 
-def test_explain_draws_every_instance():
-  image = scenes.scene(96, 128)
-  picture = perfect().explain(image)
-  assert picture.ndim == 3 and picture.dtype == np.uint8
-  assert picture.shape[1] > 500  # two close-ups side by side
+def test_explain_draws_the_best_and_the_worst(joint, monkeypatch):
+  titles, panel = [], visualize.panel
+
+  def keep(pictures, names, **options):
+    titles.extend(names)
+    return panel(pictures, names, **options)
+
+  monkeypatch.setattr(visualize, "panel", keep)
+  predictor, image = eager(joint), image_of(3, 64, 64)
+  scores = predictor(image).scores
+  last, sure = len(scores) - 1, int((scores >= np.median(scores)).sum())
+  assert last > 3 and sure > 1
+  for number, min_score, drawn in (
+    (last + 1, 0.0, range(last + 1)),
+    (3, 0.0, (0, 1, last)),
+    (1, 0.0, (0,)),
+    (2, float(np.median(scores)), (0, sure - 1)),
+  ):
+    titles.clear()
+    picture = predictor.explain(image, number, min_score)
+    assert [int(title.split(" ")[0]) - 1 for title in titles] == [*drawn]
+    assert picture.ndim == 3 and picture.dtype == np.uint8
+  assert titles[0].startswith(f"1 of {sure}: ")
   empty = perfect(options=instances.Options(min_fill=2.0)).explain(image)
   assert empty.shape == image.shape
 

@@ -256,8 +256,13 @@ class Predictor:
     result.background = self.background
     return result
 
-  def explain(self, image: Image, number: int = 12) -> Image:
-    """A picture of why the `number` best instances are there.
+  def explain(
+    self, image: Image, number: int = 12, min_score: float = 0.0
+  ) -> Image:
+    """A picture of why instances are there, of at least that score.
+
+    Of more than `number` the best and the worst, half and half. Titles begin
+    with an instance's number in the label map and give its seed's y and x.
 
     ValueError for images that are grouped in regions (explain a part) and
     for networks without boxes.
@@ -275,6 +280,7 @@ class Predictor:
     result = grouping.group_one(
       maps, image, options, self.stride, self.categories, True
     )
+    result = result.select(result.scores >= min_score)
     return grouping.draw_evidence(maps, image, result, self.stride, number)
 
   def _is_large(self, image):

@@ -244,10 +244,15 @@ def draw_evidence(
   maps: Maps, image: UInt8[Array, "..."], result: Result, stride: int | float,
   number: int,
 ) -> UInt8[np.ndarray, "_H _W 3"]:  # fmt: skip
-  """A panel with the votes for each of the `number` best instances."""
+  """A panel with the votes for `number` instances, see Predictor.explain."""
   evidence, pictures, titles = result.evidence, [], []
   points = boxes_lib.cell_points(*maps.probs.shape[:2], stride, np)
-  for k in range(min(number, len(result))):
+  ranks = np.arange(len(result))
+  if len(ranks) > number:
+    ranks = np.delete(
+      ranks, np.s_[number - number // 2 : -(number // 2) or None]
+    )
+  for k in ranks:
     cells = (evidence.owners == k).any(axis=(0, 1))
     # The seed first.
     cells[tuple(evidence.seeds[k])] = False
@@ -257,8 +262,10 @@ def draw_evidence(
     pictures.append(
       visualize.explain(image, result.mask(k), voters[0], votes, voters)
     )
+    y, x = voters[0]
     titles.append(
-      f"{result.categories[result.classes[k] - 1]} {result.scores[k]:.2f}:"
+      f"{k + 1} of {len(result)}: {result.categories[result.classes[k] - 1]}"
+      f" {result.scores[k]:.2f} at {y:.0f}, {x:.0f};"
       f" {evidence.num_votes[k]} votes, spread {evidence.spread[k]:.1f},"
       f" fill {evidence.fill[k]:.2f}"
     )
