@@ -2,7 +2,6 @@
 
 import collections
 import io
-import logging
 import os
 import pickle
 import struct
@@ -224,9 +223,8 @@ def test_caffe_factor_and_bias_fold():
 
 def test_another_class_count_is_skipped_with_one_line(saved, caplog):
   model, variables = network(heads={"semantic": 21, "boxes": 20})
-  with caplog.at_level(logging.INFO):
-    loaded = models.load_pretrained(saved, model, variables)
-  lines = [r.getMessage() for r in caplog.records]
+  loaded = models.load_pretrained(saved, model, variables)
+  lines = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
   assert [line for line in lines if "semantic" in line] == [
     "resnet18.safetensors: classifier of head 'semantic' skipped:"
     " 10 outputs, the model has 21."
@@ -287,7 +285,7 @@ def test_another_depth_lists_some_keys(saved):
     models.load_pretrained(saved, *network("fcrn34_s32_k1_d1"))
 
 
-def test_the_place_of_the_stride_must_match(tmp_path):
+def test_the_place_of_the_stride_must_match(tmp_path, caplog):
   np.savez(tmp_path / "resnet50.npz", **torch_names(50))
   default = network("fcrn50_s32_k1_d1")
   with pytest.raises(ValueError, match=r"config\.model\.stride_in_1x1=False"):
@@ -296,10 +294,17 @@ def test_the_place_of_the_stride_must_match(tmp_path):
     models.load_pretrained(tmp_path / "resnet50.npz", *default, source="caffe")
   right = network("fcrn50_s32_k1_d1", stride_in_1x1=False)
   models.load_pretrained(tmp_path / "resnet50.npz", *right)
+  assert "they expect" not in caplog.text  # what images get by default
   # Caffe's weights under torchvision's names.
   original = network("fcrn50_s32_k1_d1", caffe_pool=True)
   models.load_pretrained(tmp_path / "resnet50.npz", *original, source="caffe")
+  assert "they expect Preprocessing(mean=(103.939" in caplog.text
+  caplog.clear()
   found = pretrained.preprocessing(tmp_path / "resnet50.npz", "caffe")
+  models.load_pretrained(
+    tmp_path / "resnet50.npz", *original, source="caffe", preprocessing=found
+  )
+  assert "they expect" not in caplog.text
   assert found == Preprocessing(
     (103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr"
   )

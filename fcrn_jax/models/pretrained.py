@@ -128,7 +128,7 @@ def load_pretrained(
   """`variables` of `model` with the file's weights in their places.
 
   A head that the file lacks, or has for another number of classes, keeps its
-  values, with one line in the log.
+  values, with a warning of one line.
 
   Args:
     path: see `read`; `fcrn.models.pretrained.preprocessing(path)` is the
@@ -136,7 +136,9 @@ def load_pretrained(
     model: the network, from models.create.
     variables: of model.init; not changed.
     source: see `read`.
-    preprocessing: what the images will get; must be the file's.
+    preprocessing: what the images will get; must be the file's. Without it, a
+      file that expects another one than types.Preprocessing() by default is
+      warned of.
 
   Raises:
     ValueError: the file cannot be read, or its weights do not fit: names,
@@ -173,9 +175,14 @@ def load_pretrained(
       f"{name} has boxes in units of {box_unit} pixels, the model of"
       f" {model.box_unit}; create it with box_unit={box_unit}."
     )
-  logging.info(
+  expects = weights.conventions.preprocessing
+  # Said aloud where nobody has said what the images get, and it is not what
+  # they would get by default.
+  unusual = preprocessing is None and not _alike(expects, Preprocessing())
+  logging.log(
+    logging.WARNING if unusual else logging.INFO,
     "%s: %d arrays loaded; they expect %s.",
-    name, len(found), weights.conventions.preprocessing,
+    name, len(found), expects,
   )  # fmt: skip
   merged = wanted | {key: jnp.asarray(flat[key]) for key in found}
   return traverse_util.unflatten_dict(merged, sep="/")
@@ -192,10 +199,10 @@ def _unused_in_heads(name, flat, wanted, heads):
       logging.info("%s: its head %r is not in the model.", name, head)
       unused |= inside
     elif bias not in flat:
-      logging.info("%s has no head %r: it keeps its values.", name, head)
+      logging.warning("%s has no head %r: it keeps its values.", name, head)
       unused |= inside
     elif flat[bias].shape != wanted[bias].shape:
-      logging.info(
+      logging.warning(
         "%s: classifier of head %r skipped: %d outputs, the model has %d.",
         name, head, flat[bias].size, wanted[bias].size,
       )  # fmt: skip
