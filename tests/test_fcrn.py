@@ -255,6 +255,8 @@ def test_local_batch_norm_trains_from_random_weights():
   ({"heads": {"semantics": 3}}, "heads is"),
   ({"heads": {"boxes": 0}}, "heads is"),
   ({"batch_norm": "global"}, "'frozen', 'local' or 'synced'"),
+  ({"dtype": "float99"}, "dtype is 'float99'"),
+  ({"dtype": "int8"}, "dtype is 'int8'"),
 ])  # fmt: skip
 def test_mistakes_are_named(options, message):
   with pytest.raises(ValueError, match=message):

@@ -440,6 +440,8 @@ def test_prepared_data_know_their_categories(tmp_path):
   assert len(data.load("coco", "val", tmp_path / "out")) == 1
   with pytest.raises(ValueError, match="other categories than VOC's"):
     data.load("coco", "val", tmp_path / "out", {"categories": "voc"})
+  with pytest.raises(ValueError, match=r"leave num_images .*num_train"):
+    data.load("coco", "val", tmp_path / "out", {"num_images": 1})
 
 
 def test_prepared_data_know_their_source_from_anywhere(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fcrn_jax import cpu
 from fcrn_jax.models import resnet
 from fcrn_jax.models.resnet import ResNet, Step
 
@@ -107,8 +108,13 @@ def test_dense_output_subsampled_is_the_sparse_output(
       assert difference < 1e-13 * largest, stride
 
 
-@pytest.mark.parametrize("stride_in_1x1", [True, False])
-def test_full_width_stride_8_equals_stride_32(stride_in_1x1):
+@pytest.mark.parametrize(
+  ("stride_in_1x1", "prepared"), [(True, False), (False, False), (False, True)]
+)
+def test_full_width_stride_8_equals_stride_32(
+  stride_in_1x1, prepared, monkeypatch
+):
+  monkeypatch.setattr(cpu, "prepared", prepared)
   images = jnp.asarray(
     np.random.default_rng(1).normal(size=(2, 129, 96, 3)), jnp.float32
   )
@@ -119,7 +125,11 @@ def test_full_width_stride_8_equals_stride_32(stride_in_1x1):
     for stride in (32, 8)
   )
   difference = dense["layer4"][:, ::4, ::4] - sparse["layer4"]
-  assert float(jnp.abs(difference).max()) == 0.0
+  difference = float(jnp.abs(difference).max())
+  if prepared:  # Winograd's form rounds otherwise
+    assert 0 < difference < 2e-6 * float(jnp.abs(sparse["layer4"]).max())
+  else:
+    assert difference == 0.0
 
 
 # torchvision's counts less the classifier (512 or 2048 x 1000 + 1000).

@@ -70,6 +70,11 @@ def load(
       raise ValueError(
         f"{path} holds {dataset.name!r}, prepared, and not {name!r}."
       )
+    if options.get("num_images"):
+      raise ValueError(
+        f"{path} is prepared, of which all images of a split are taken; leave"
+        " num_images (config.data.num_train, num_val) out."
+      )
     of_voc = dataset.categories == folder.VOC_LABELS[1:]
     if options.get("categories") == "voc" and not of_voc:
       raise ValueError(

@@ -190,6 +190,14 @@ def create(
     raise ValueError(
       f"batch_norm is {batch_norm!r}; expected 'frozen', 'local' or 'synced'."
     )
+  try:
+    floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+  except TypeError:
+    floating = False
+  if not floating:
+    raise ValueError(
+      f"dtype is {dtype!r}; expected one of floats, such as jnp.bfloat16."
+    )
   found = spec(name)
   least = -(-64 // found.base_width)
   if not isinstance(width, numbers.Integral) or width < least:

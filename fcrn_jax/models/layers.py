@@ -2,7 +2,8 @@
 
 Every operation here gives a strided network and its dilated counterpart the
 same sums, so that the dense output subsampled equals the sparse one (section
-2.3 of the paper, the hole algorithm): to rounding, on many machines exactly.
+2.3 of the paper, the hole algorithm): to rounding, on many machines exactly
+(but for convolutions in Winograd's form, which cpu.prepare allows).
 """
 
 import functools

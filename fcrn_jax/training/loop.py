@@ -266,9 +266,13 @@ def _train(config, workdir, train_data, val_data):
         checkpointer.save(now, parallel.savable(state), batches.get_state())
       if evaluates:
         checkpointer.wait()
-        predictor = Predictor.load(workdir)
         scores = _evaluate(
-          config, predictor, train_data, val_data, workdir, config.eval_images
+          config,
+          Predictor.load(workdir),  # not kept: its weights take memory
+          train_data,
+          val_data,
+          workdir,
+          config.eval_images,
         )
         writer.write(now, _numbers(scores, "val_"))
         if main_process:

@@ -10,7 +10,7 @@ Splits, with their official numbers of images and whose annotations they have:
 
 A semantic network of the paper trains on train_aug and tests on seg_val; its
 instances train on sbd_train and test on sbd_val. 4,629 of the 5,732 images of
-sbd_val are in train_aug: check.leaked counts them.
+sbd_val are in train_aug: check.shared_ids finds them.
 VOC has void borders (255), SBD has no void.
 """
 
