@@ -37,7 +37,7 @@ def run(options: dict[str, str]) -> list[dict]:
   """One row per data set and stride."""
   number = int(options["images"])
   strides = [int(s) for s in options["strides"].split("+")]
-  grouping = instances.Options(num_masks=1, max_instances=400)
+  grouping = instances.Options(max_instances=400)
   rows = []
   for name, (kind, split, path) in _SOURCES.items():
     if path is not None and not path.is_dir():
