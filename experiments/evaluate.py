@@ -9,7 +9,8 @@ An oracle takes categories, boxes or both from the truth: what is then missing
 to 1 is the fault of the rest. The worst images are drawn in W/worst_<split>.
 Scores of an oracle, of one view (--notta), of an older --step and of a part
 (--max_images) go to files of their own: eval_<split>_one_view.json, and so do
-their pictures: worst_<split>_one_view.
+their pictures: worst_<split>_one_view. Those of other data whose split has the
+same name, or by another protocol, replace what is there and say which they are.
 """
 
 import pathlib
