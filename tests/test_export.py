@@ -1,6 +1,7 @@
 """Exported files: equal to the live model, alone in a process, described."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -314,10 +315,15 @@ def test_command_writes_both(workdir, tmp_path, live):
 
 
 def test_saved_weights_load_into_a_model(workdir, tmp_path):
-  path = tmp_path / "w.safetensors"
-  artefact.save_weights(path, workdir)
-  found = pretrained.preprocessing(path)
-  assert found == (BGR["mean"], BGR["scale"], "bgr")
+  path, copy = tmp_path / "w.safetensors", tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  config = checkpoint.read_config(copy).unlock()
+  config.data.normalize, config.data.input_scale = True, 2.0
+  checkpoint.write_config(copy, config)
+  artefact.save_weights(path, copy)
+  found = pretrained.read(path).conventions
+  assert found.preprocessing == (BGR["mean"], BGR["scale"], "bgr")
+  assert found.normalize and found.input_scale == 2
   _, variables, _ = checkpoint.restore_for_inference(workdir)
   model = models.create("fcrn_tiny", {"semantic": 4, "boxes": 3}, box_unit=16.0)
   zeros = jax.tree.map(jnp.zeros_like, variables)

@@ -326,11 +326,13 @@ def test_another_preprocessing_is_refused(saved):
 # ------------------------------------------------------------------- own files
 
 
-def test_own_files_keep_everything(tmp_path):
+def test_own_files_keep_everything(tmp_path, caplog):
   heads = {"semantic": 4, "boxes": 3}
   model, variables = network("fcrn_tiny", heads)
   pixels = Preprocessing((1.0, 2.0, 3.0), (0.1, 0.2, 0.3), "bgr")
-  conventions = pretrained.Conventions(pixels, True, False, 16.0)
+  conventions = pretrained.Conventions(
+    pixels, True, False, 16.0, normalize=True, input_scale=2.0
+  )
   path = tmp_path / "own.safetensors"
   pretrained.write(path, variables, conventions, {"step": 7})
   found = pretrained.read(path)
@@ -342,6 +344,7 @@ def test_own_files_keep_everything(tmp_path):
   model, _ = network("fcrn_tiny", heads, box_unit=16.0)
   zeros = jax.tree.map(np.zeros_like, variables)
   loaded = models.load_pretrained(path, model, zeros)
+  assert "), normalized images, images at 2.0 times their size." in caplog.text
   jax.tree.map(np.testing.assert_array_equal, loaded, variables)
   assert jax.tree.structure(loaded) == jax.tree.structure(variables)
 

@@ -29,6 +29,8 @@ class Conventions(NamedTuple):
   stride_in_1x1: bool
   caffe_pool: bool = False
   box_unit: float = 1.0  # pixels; of a box head in the file
+  normalize: bool = False  # images stretched, see transforms
+  input_scale: float = 1.0  # images at so many times their size
 
 
 # PROTOCOL b.2: the Caffe ResNets take BGR less the mean, of no scale.
@@ -175,14 +177,18 @@ def load_pretrained(
       f"{name} has boxes in units of {box_unit} pixels, the model of"
       f" {model.box_unit}; create it with box_unit={box_unit}."
     )
-  expects = weights.conventions.preprocessing
+  conventions = weights.conventions
   # Said aloud where nobody has said what the images get, and it is not what
   # they would get by default.
-  unusual = preprocessing is None and not _alike(expects, Preprocessing())
+  usual = _alike(conventions.preprocessing, Preprocessing())
+  usual &= not conventions.normalize and conventions.input_scale == 1
   logging.log(
-    logging.WARNING if unusual else logging.INFO,
-    "%s: %d arrays loaded; they expect %s.",
-    name, len(found), expects,
+    logging.INFO if usual or preprocessing is not None else logging.WARNING,
+    "%s: %d arrays loaded; they expect %s%s%s.",
+    name, len(found), conventions.preprocessing,
+    ", normalized images" * conventions.normalize,
+    f", images at {conventions.input_scale} times their size"
+    * (conventions.input_scale != 1),
   )  # fmt: skip
   merged = wanted | {key: jnp.asarray(flat[key]) for key in found}
   return traverse_util.unflatten_dict(merged, sep="/")

@@ -161,6 +161,8 @@ def save_weights(
     model.stride_in_1x1,
     model.caffe_pool,
     model.box_unit,
+    config.data.get("normalize", False),
+    config.data.input_scale,
   )
   scores = {}  # that these weights have, without an oracle's help
   for file in sorted(pathlib.Path(workdir).glob("eval_*.json")):
