@@ -335,6 +335,13 @@ def test_nothing_is_tuned_for_a_network_without_boxes(tmp_path):
 
 def test_a_program_tunes_on_its_own_data(workdir, monkeypatch):
   monkeypatch.setattr(tune, "GRID", {"num_masks": (1, 2)})
+  tried, group = [], tune.group
+
+  def counted(*arguments):
+    tried.append(arguments)
+    return group(*arguments)
+
+  monkeypatch.setattr(tune, "group", counted)
 
   def functions(keys):
     shapes = data.load("shapes", "train")
@@ -357,6 +364,8 @@ def test_a_program_tunes_on_its_own_data(workdir, monkeypatch):
     assert found["leak_check"].startswith(check)
     assert found["num_images"] == 1 and found["data"] == "functions"
     assert found["after"] >= found["before"]
+  # As configured, and the other; nothing is left to try around the better.
+  assert len(tried) == 2 * 2
 
 
 def test_mistakes_end_in_one_line(workdir, tmp_path):
