@@ -193,7 +193,7 @@ def test_pixels_that_agree_with_nobody_stay_free():
 
 def test_masks_of():
   labels = np.int32([[[0, 0, 2], [-1, 2, 2]], [[-1, 1, -1], [0, -1, 1]]])
-  found = masks.masks_of(labels, 4)
+  found = masks.masks_of(labels, np.arange(4))
   assert found.sum((1, 2)).tolist() == [3, 2, 3, 0]
   assert found[0].tolist() == [[True, True, False], [True, False, False]]
 

@@ -259,27 +259,18 @@ def extract(
   labels = masks_lib.paint(
     found, probs, boxes, options, image_size, scale
   ).labels
-  return _visible(
-    Instances(
-      masks=masks_lib.masks_of(labels, options.max_instances),
-      classes=found.classes,
-      scores=found.scores,
-      boxes=found.boxes,
-      valid=found.valid,
-      truncated=found.truncated,
-    )
-  )
-
-
-def _visible(found: Instances) -> Instances:
-  """Without those that others left no pixel to."""
-  kept = found.valid & found.masks.any((1, 2))
+  # Without those that others left no pixel to.
+  number = options.max_instances
+  owner = jnp.where(labels >= 0, labels, number)  # out of bounds: dropped
+  kept = found.valid & jnp.zeros(number, bool).at[owner].set(True, mode="drop")
   order = jnp.argsort(~kept)
-
-  def pick(values):
-    where = kept.reshape((-1,) + (1,) * (values.ndim - 1))
-    return jnp.where(where, values, jnp.zeros((), values.dtype))[order]
-
-  truncated = found.truncated
-  picked = {k: pick(v) for k, v in found._asdict().items() if k != "truncated"}
-  return Instances(**picked, truncated=truncated)
+  slots = jnp.where(kept[order], order, -2)  # a pixel of nobody's has -1
+  found = _best(found._replace(valid=kept), number)
+  return Instances(
+    masks=masks_lib.masks_of(labels, slots),
+    classes=found.classes,
+    scores=found.scores,
+    boxes=found.boxes,
+    valid=found.valid,
+    truncated=found.truncated,
+  )

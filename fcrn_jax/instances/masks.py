@@ -303,6 +303,8 @@ def _may_agree(hypotheses, present, boxes_of):
   return ((own[:, :2] < hull[:, 2:]) & (hull[:, :2] < own[:, 2:])).all(-1)
 
 
-def masks_of(labels: Int[Array, "r H W"], num: int) -> Bool[Array, "m H W"]:
-  """One boolean mask per hypothesis from labels of pixels."""
-  return (labels[None] == jnp.arange(num)[:, None, None, None]).any(1)
+def masks_of(
+  labels: Int[Array, "r H W"], slots: Int[Array, "m"]
+) -> Bool[Array, "m H W"]:
+  """One boolean mask for each of these hypotheses from labels of pixels."""
+  return (labels[None] == slots[:, None, None, None]).any(1)
