@@ -444,6 +444,18 @@ def test_prepared_data_know_their_categories(tmp_path):
     data.load("coco", "val", tmp_path / "out", {"num_images": 1})
 
 
+def test_splits_of_other_categories_are_not_prepared_as_one(tmp_path):
+  root = write_folder(tmp_path / "train", 1)
+  other = write_folder(tmp_path / "val", 1, "val")
+  both = {"train": load(root), "val": load(other, "val")}
+  shards.prepare(both, tmp_path / "same")
+  write_lines(other / "labels.txt", ["background", "dog", "cat"])
+  both["val"] = load(other, "val")
+  with pytest.raises(ValueError, match=r"differ in their categories .*'dog'"):
+    shards.prepare(both, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
 def test_prepared_data_know_their_source_from_anywhere(tmp_path, monkeypatch):
   write_folder(tmp_path / "in", 2)
   monkeypatch.chdir(tmp_path)

@@ -28,6 +28,8 @@ from fcrn_jax.files import read_json, write_json
 _VERSION = "1.0.0"
 _PER_SHARD = 64  # about 8 MB of VOC; the unit of resuming and of parallel work
 _MAX_SHARDS = 256  # a reader holds one open file for each
+# What is written once for all splits of a directory.
+_SHARED = ("name", "categories", "background", "has_instances")
 
 
 class Shard(NamedTuple):
@@ -49,9 +51,10 @@ def prepare(
   """Writes splits of one data set, then the files that describe them.
 
   Splits of the same data that are in `directory` already stay. What a run
-  that was cut off has written is kept by the next one. ValueError for other
-  data in `directory`, unless `overwrite`, and for an example that cannot be
-  read, unless on_error="skip", which leaves it out and logs it.
+  that was cut off has written is kept by the next one. ValueError for splits
+  whose categories differ, for other data in `directory`, unless `overwrite`,
+  and for an example that cannot be read, unless on_error="skip", which leaves
+  it out and logs it.
   """
   if on_error not in ("raise", "skip"):
     raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'.")
@@ -65,6 +68,15 @@ def prepare(
   directory = pathlib.Path(directory).expanduser()
   about = records.metadata(datasets)
   some = next(iter(datasets.values()))
+  for dataset in datasets.values():
+    for field in _SHARED:
+      one, other = getattr(some, field), getattr(dataset, field)
+      if one != other:
+        raise ValueError(
+          f"splits {some.split!r} and {dataset.split!r} differ in their {field}"
+          f" ({one}, {other}); make them the same, or prepare each into an"
+          " output of its own."
+        )
   lengths = {}
   if (directory / "dataset_info.json").is_file():
     there = set(records.read_metadata(directory)["ids"])
@@ -234,7 +246,7 @@ def _merge(
 ) -> dict[str, list[int]]:
   """Adds to `about` the splits that are there; returns their shard lengths."""
   before = records.read_metadata(directory)
-  for field in ("name", "categories", "background", "has_instances"):
+  for field in _SHARED:
     if before[field] != about[field]:
       raise ValueError(
         f"{directory} holds data of other {field} ({before[field]}, now "
