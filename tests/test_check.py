@@ -58,7 +58,9 @@ def test_every_planted_defect_is_found_and_nothing_else(damaged):
   report = examine("folder", root)
   assert findings(report) == set(planted)
   kinds = {kind for kind, _ in planted}
-  assert kinds == set(check.KINDS) - {"overlap", "absent", "lossy", "no_list"}
+  assert kinds == set(check.KINDS) - {
+    "overlap", "absent", "lossy", "no_list", "categories",
+  }  # fmt: skip
   text = check_report.text(report)
   for kind in kinds:
     assert check.KINDS[kind][1] in text
@@ -377,6 +379,21 @@ def test_splits_are_the_lists_that_the_reader_finds(tmp_path):
   write_coco(tmp_path / "coco", [])
   (tmp_path / "coco/annotations/._instances_val2017.json").write_bytes(b"\xff")
   assert check.splits_of("coco", tmp_path / "coco") == ["val2017"]
+
+
+def test_splits_of_different_categories_are_an_error(tmp_path):
+  pixels = np.zeros((8, 8, 3), np.uint8)
+  sets = {}
+  for k, (split, names) in enumerate({"train": "abc", "val": "ac"}.items()):
+    image, labels = pixels + k, {"semantic": np.full((8, 8), len(names))}
+    sets[split] = data.Functions(
+      [split], lambda _, x=image: x, lambda _, x=labels: x, tuple(names),
+      split=split, path=tmp_path, has_instances=False,
+    )  # fmt: skip
+  report = check.examine(sets)
+  assert findings(report) == {("categories", "val")}
+  assert "'a', 'c'), train (" in check_report.text(report)
+  assert not findings(check.examine({"train": sets["train"]}))
 
 
 def test_data_without_a_split_are_refused(tmp_path):

@@ -50,6 +50,10 @@ KINDS = {
     "save the ids: one channel, palette or gray.",
   ),
   "range": ("error", "label ids out of range", ""),
+  "categories": (
+    "error", "splits of different categories",
+    "give all splits the same categories in the same order.",
+  ),
   "no_category": (
     "error", "instances without a category",
     "give their pixels a category in SegmentationClass, or void (255).",
@@ -350,11 +354,14 @@ def _unlisted(path: pathlib.Path) -> list[Problem]:
 
 
 def _compare(report: Report) -> list[Problem]:
-  """Images that are in two splits, or twice in one, by id or by content."""
+  """Splits of other labels; images twice or in two splits, by id or content."""
   problems, datasets = [], report.datasets
   official = any(d.name in _SPLITS for d in datasets.values())
   for split, dataset in datasets.items():
     problems += _repeats(split, dataset.ids)
+    if (labels := (dataset.background, *dataset.categories)) != report.labels:
+      words = f"{split} has {labels}, {next(iter(datasets))} {report.labels}."
+      problems.append(Problem("categories", split, words))
   for one, other in itertools.combinations(datasets, 2):
     shared = shared_ids(datasets[one], datasets[other])
     # A split within another is by design, a partial overlap is a mistake, and
