@@ -444,6 +444,14 @@ def test_prepared_data_know_their_categories(tmp_path):
     data.load("coco", "val", tmp_path / "out", {"num_images": 1})
 
 
+def test_what_is_read_is_not_overwritten(tmp_path):
+  root, out = write_folder(tmp_path / "in", 2), tmp_path / "out"
+  shards.prepare({"train": load(root)}, out)
+  with pytest.raises(ValueError, match=r"is read from, .* prepared from .*in"):
+    shards.prepare({"train": load(out)}, out, overwrite=True)
+  assert_same(load(out), load(root))
+
+
 def test_splits_of_other_categories_are_not_prepared_as_one(tmp_path):
   root = write_folder(tmp_path / "train", 1)
   other = write_folder(tmp_path / "val", 1, "val")

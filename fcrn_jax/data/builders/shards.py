@@ -68,15 +68,7 @@ def prepare(
   directory = pathlib.Path(directory).expanduser()
   about = records.metadata(datasets)
   some = next(iter(datasets.values()))
-  for dataset in datasets.values():
-    for field in _SHARED:
-      one, other = getattr(some, field), getattr(dataset, field)
-      if one != other:
-        raise ValueError(
-          f"splits {some.split!r} and {dataset.split!r} differ in their {field}"
-          f" ({one}, {other}); make them the same, or prepare each into an"
-          " output of its own."
-        )
+  _check_fit(datasets, directory, overwrite)
   lengths = {}
   if (directory / "dataset_info.json").is_file():
     there = set(records.read_metadata(directory)["ids"])
@@ -98,6 +90,29 @@ def prepare(
     lengths[split] = [len(ids) for ids in shards]
     about["ids"][split] = [key for ids in shards for key in ids]
   _describe(directory, some, about, lengths)
+
+
+def _check_fit(
+  datasets: Mapping[str, Any], directory: pathlib.Path, overwrite: bool
+) -> None:
+  """ValueError for splits that differ or that overwriting would delete."""
+  some = next(iter(datasets.values()))
+  for dataset in datasets.values():
+    for field in _SHARED:
+      one, other = getattr(some, field), getattr(dataset, field)
+      if one != other:
+        raise ValueError(
+          f"splits {some.split!r} and {dataset.split!r} differ in their {field}"
+          f" ({one}, {other}); make them the same, or prepare each into an"
+          " output of its own."
+        )
+    prepared = isinstance(dataset, records.Prepared)
+    if overwrite and prepared and dataset.path.resolve() == directory.resolve():
+      raise ValueError(
+        f"{directory} is itself what split {dataset.split!r} is read from, and"
+        " would be deleted; name what it was prepared from"
+        f" ({dataset.source}), or another output."
+      )
 
 
 def write_split(
