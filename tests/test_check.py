@@ -359,6 +359,19 @@ def test_labels_and_ids_of_any_size_are_told(tmp_path):
   assert "70000" in check_report.text(report)
 
 
+def test_of_thousands_of_wrong_labels_a_few_are_listed(tmp_path):
+  write_folder(tmp_path, [OBJECTS.clip(max=2)])
+  file = next((tmp_path / "SegmentationClass").iterdir())
+  labels = 1000 + np.arange(OBJECTS.size, dtype=np.uint16)
+  Image.fromarray(labels.reshape(OBJECTS.shape)).save(file)
+  report = examine("folder", tmp_path)
+  text = check_report.text(report)
+  assert len(text.splitlines()) < 60
+  assert f"and {OBJECTS.size - 20:,} labels more" in text
+  pixels = check_report.values(report)["splits"]["train"]["pixels_by_label"]
+  assert len(pixels) == OBJECTS.size
+
+
 def test_only_images_that_no_list_has_are_unlisted(tmp_path):
   write_folder(tmp_path, [OBJECTS.clip(max=2)] * 3)
   lists = tmp_path / "ImageSets" / "Segmentation"

@@ -14,6 +14,7 @@ from fcrn_jax.files import replacing
 from fcrn_jax.types import IGNORE, listed, palette
 
 _SHOWN = 3  # examples of each kind of problem on the screen
+_STRAY = 20  # labels without a name that are listed and drawn
 
 
 def text(report: check.Report) -> str:
@@ -95,8 +96,8 @@ def _table(report: check.Report) -> list[str]:
     f"{'label':18}{head}",
     f"{'':18}" + f"{'pixels  instances':>26}" * len(splits),
   ]
-  seen = set().union(*(totals["pixels_by_label"] for totals in splits.values()))
-  for label in sorted(seen | set(range(len(report.labels)))):
+  shown = _shown_labels(report)
+  for label in shown:
     name = _name(report, label, "void" if label == IGNORE else "?")
     cells = ""
     for totals in splits.values():
@@ -105,12 +106,20 @@ def _table(report: check.Report) -> list[str]:
       count = totals["instances_by_label"].get(label, 0)
       cells += f"{share / total:15.3%} {count or '':>10}"
     lines.append(f"{label:>4} {name:13}{cells}")
+  if rest := len(report.seen.difference(shown)):
+    lines.append(f"{'':4} and {rest:,} labels more")
   if not any(dataset.has_instances for dataset in report.datasets.values()):
     lines.append(
       "\nNo instances (SegmentationObject of a folder): only a semantic network"
       "\ncan learn from these, --config.model.heads='(\"semantic\",)'."
     )
   return lines
+
+
+def _shown_labels(report: check.Report) -> list[int]:
+  """Labels with a name and void; of others, thousands in a wrong map, a few."""
+  named = set(range(len(report.labels))) | (report.seen & {IGNORE})
+  return sorted(named.union(sorted(report.seen - named)[:_STRAY]))
 
 
 def _name(report: check.Report, label: int, unknown: str) -> str:
@@ -124,11 +133,7 @@ def plot(report: check.Report, path: pathlib.Path) -> None:
   figure = Figure((12, 8), layout="constrained")
   axes = figure.subplots(2, 2).ravel()
   totals = {split: _totals(report, split) for split in report.datasets}
-  labels = sorted(
-    set(range(len(report.labels))).union(
-      *(some["pixels_by_label"] for some in totals.values())
-    )
-  )
+  labels = _shown_labels(report)
   width = 0.8 / max(len(totals), 1)
   for place, split in enumerate(report.datasets):
     pixels = totals[split]["pixels_by_label"]
