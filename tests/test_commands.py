@@ -263,6 +263,28 @@ def test_benchmarks_leave_out_peers_that_are_not_installed(monkeypatch, capsys):
   assert "stardist is left out" in text and "torchvision's networks" in text
 
 
+def test_shares_of_the_peak_are_of_all_devices(monkeypatch):
+  from experiments.benchmarks import network, timing, train
+
+  peaks = {"NVIDIA L40": None, "NVIDIA L4": 121, "NVIDIA A100-SXM4-40GB": 312,
+           "NVIDIA H100 PCIe": 756, "NVIDIA H100 80GB HBM3": 989,
+           "NVIDIA A10G": None, "NVIDIA GeForce RTX 4090": 165}  # fmt: skip
+  for kind, teraflops in peaks.items():
+    assert timing.peak_flops(kind) == (teraflops and teraflops * 1e12)
+  settings = {"sides": ["jax", "torch"], "batch": 2, "dtype": "float32",
+              "repeats": 1, "gpu": False}  # fmt: skip
+  peak = 2 * network.common.network_cost("fcrn_tiny", 64)[1]
+  monkeypatch.setattr(timing, "peak_flops", lambda _: peak)
+  monkeypatch.setattr(
+    timing, "in_turns", lambda calls, _: dict.fromkeys(calls, 3)
+  )
+  monkeypatch.setattr(train, "jax_step", lambda *_: (None, 0))
+  monkeypatch.setattr(train, "_torch_step", lambda *_: None)
+  monkeypatch.setattr(train.jax, "local_device_count", lambda: 4)
+  rows = train._compare("fcrn_tiny", 64, settings)
+  assert [row["share_of_peak"] for row in rows] == [1 / 4, 1]
+
+
 def test_large_tiffs_are_mapped(workdir, cache, tmp_path):
   # In a process of its own: experiments.predict defines flags.
   code = f"""

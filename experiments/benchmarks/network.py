@@ -101,8 +101,11 @@ def _compare(name, size, settings):
   return rows_of(name, size, settings, seconds, memory)
 
 
-def rows_of(name, size, settings, seconds, memory) -> list[dict]:
-  """Rows from {(side, pass): seconds} and {(side, pass): MiB}."""
+def rows_of(name, size, settings, seconds, memory, devices=1) -> list[dict]:
+  """Rows from {(side, pass): seconds} and {(side, pass): MiB}.
+
+  devices: how many JAX's side runs on; torch's runs on one.
+  """
   flops = common.network_cost(name, size)[1] * settings["batch"]
   peak = timing.peak_flops(jax.devices()[0].device_kind)
   rows = []
@@ -112,13 +115,14 @@ def rows_of(name, size, settings, seconds, memory) -> list[dict]:
       if w == which and s in ("torch", "compile")
     ]  # fmt: skip
     rate = flops * (1 if which == "forward" else 3) / value
+    most = peak and peak * (devices if side == "jax" else 1)
     rows.append({
       "network": name, "size": size, "batch": settings["batch"],
       "dtype": settings["dtype"], "pass": which, "side": side,
       "seconds": value, "images_per_second": settings["batch"] / value,
       "ratio": min(rivals) / value if rivals else "",
       "tflops": rate / 1e12 if side != "torchvision" else "",
-      "share_of_peak": rate / peak if peak and side != "torchvision" else "",
+      "share_of_peak": rate / most if most and side != "torchvision" else "",
       "memory_mib": memory.get((side, which), ""),
     })  # fmt: skip
   return rows

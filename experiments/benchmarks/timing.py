@@ -1,10 +1,11 @@
 """Timing of rivals in turns, so that a busy machine hits all of them alike."""
 
+import re
 import statistics
 import time
 from collections.abc import Callable
 
-# Dense bfloat16 TFLOP/s of the data sheets, by a part of jax's device_kind.
+# Dense bfloat16 TFLOP/s of the data sheets, by words of jax's device_kind.
 _PEAK_BF16 = (
   ("H100 PCIe", 756), ("H100", 989), ("H200", 989), ("GH200", 989),
   ("B200", 2250), ("A100", 312), ("L40S", 362), ("L4", 121), ("A10", 125),
@@ -35,6 +36,6 @@ def in_turns(
 def peak_flops(device_kind: str) -> float | None:
   """The accelerator's bfloat16 peak in FLOP/s, None if unknown."""
   for part, teraflops in _PEAK_BF16:
-    if part in device_kind:
+    if re.search(rf"\b{part}\b", device_kind):  # an L40 is no L4
       return teraflops * 1e12
   return None

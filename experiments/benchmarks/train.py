@@ -62,7 +62,9 @@ def _compare(name, size, settings):
   seconds = timing.in_turns(calls, settings["repeats"])
   if settings["gpu"]:
     memory |= network.torch_memory(calls)
-  return network.rows_of(name, size, settings, seconds, memory)
+  return network.rows_of(
+    name, size, settings, seconds, memory, jax.local_device_count()
+  )
 
 
 def jax_step(
