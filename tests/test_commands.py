@@ -263,6 +263,19 @@ def test_benchmarks_leave_out_peers_that_are_not_installed(monkeypatch, capsys):
   assert "stardist is left out" in text and "torchvision's networks" in text
 
 
+def test_network_benchmark_compares_alike_alone(monkeypatch, capsys):
+  from experiments.benchmarks import network, timing
+
+  # Of float16, torch's side would have been in float32.
+  with pytest.raises(ValueError, match="dtype is 'float16'; expected"):
+    network.parse({**network.OPTIONS, "sides": "jax", "dtype": "float16"})
+  monkeypatch.setattr(timing, "in_turns", lambda calls, _: calls)
+  settings = {"sides": [], "peers": True, "batch": 1, "gpu": False,
+              "repeats": 1, "dtype": "float32"}  # fmt: skip
+  assert network._compare("fcrn152_s8_k5_d12", 64, settings) == []
+  assert "no FCN-ResNet of fcrn152" in capsys.readouterr().out
+
+
 def test_shares_of_the_peak_are_of_all_devices(monkeypatch):
   from experiments.benchmarks import network, timing, train
 

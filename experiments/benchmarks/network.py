@@ -62,6 +62,9 @@ def parse(options: dict[str, str]) -> dict:
     except ImportError:
       print("torch is not installed: its sides are left out")
       sides = ["jax"]
+  dtype = options["dtype"] or ("bfloat16" if gpu else "float32")
+  if dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'.")
   peers = options["peers"] == "1"
   if peers:
     try:
@@ -73,7 +76,7 @@ def parse(options: dict[str, str]) -> dict:
     "names": options["names"].split("+"),
     "sizes": [int(size) for size in sizes],
     "batch": int(options["batch"] or (16 if gpu else 2)),
-    "dtype": options["dtype"] or ("bfloat16" if gpu else "float32"),
+    "dtype": dtype,
     "repeats": int(options["repeats"] or (20 if gpu else 5)),
     "sides": sides,
     "compile_mode": options["compile_mode"],
@@ -93,7 +96,9 @@ def _compare(name, size, settings):
   for side in settings["sides"]:
     if side != "jax":
       calls |= _torch_calls(side, name, images, settings)
-  if settings["peers"]:
+  if settings["peers"] and models.spec(name).depth not in (50, 101):
+    print(f"torchvision has no FCN-ResNet of {name}'s depth: it is left out")
+  elif settings["peers"]:
     calls |= _torch_calls("torchvision", name, images, settings)
   seconds = timing.in_turns(calls, settings["repeats"])
   if settings["gpu"]:
