@@ -3,6 +3,7 @@
 import pickle
 import time
 
+import jaxtyping
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -13,6 +14,7 @@ from scipy.sparse import csr_array
 
 from fcrn_jax.metrics import (
   InstanceEvaluator,
+  confusion,
   connected_components,
   instance,
 )
@@ -754,3 +756,28 @@ def test_masks_of_no_known_form_are_named(masks):
   # Of the evaluator, whose types are checked before, in tests alone.
   with pytest.raises(ValueError, match=r"masks are .*expected masks m H W"):
     instance._instances("masks", masks, 0)
+
+
+@pytest.fixture
+def no_types():
+  jaxtyping.config.update("jaxtyping_disable", True)  # as callers have it
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_soft_masks_are_refused(no_types):
+  truth, classes = np.zeros((1, 4, 4)), np.array([1])
+  truth[0, :2] = 1
+  evaluator = InstanceEvaluator(2)
+  evaluator.add(truth, classes, np.array([0.9]), truth, classes)
+  assert evaluator.result()["ap_r_vol"] == 1  # whole numbers are clear
+  soft = np.maximum(truth, 0.1)
+  with pytest.raises(ValueError, match=r"such as 0.1; .* masks > 0.5"):
+    evaluator.add(soft, classes, np.array([0.9]), truth, classes)
+
+
+def test_scores_are_no_category_map(no_types):
+  labels = np.array([0, 1, 1])
+  for pair in ((labels, labels * 0.7), (labels * 0.7, labels)):
+    with pytest.raises(ValueError, match="float64; expected integers"):
+      confusion(*pair, 2)

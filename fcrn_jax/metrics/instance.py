@@ -199,7 +199,15 @@ def _instances(name: str, masks, count: int) -> np.ndarray:
       f"{name} hold instance {lowest if lowest < 0 else found} and there are "
       f"{count} classes; expected one class for each instance, in order."
     )
-  return masks.astype(bool, copy=False) if masks.ndim == 3 else masks
+  if masks.ndim == 2:
+    return masks
+  hard = masks.astype(bool, copy=False)
+  if masks.dtype.kind == "f" and (masks != hard).any():
+    raise ValueError(
+      f"{name} are {masks.dtype} with values between 0 and 1, such as"
+      f" {masks[masks != hard][0]:.4g}; say which pixels count: masks > 0.5."
+    )
+  return hard
 
 
 def _reduce(

@@ -29,7 +29,7 @@ def confusion(
 
   Pixels labelled `ignore` count nowhere, whatever is predicted there.
   num_classes counts the background. Raises ValueError for classes outside
-  0 ... num_classes - 1.
+  0 ... num_classes - 1 and for what is no integer.
   """
   labels, predictions = np.asarray(labels), np.asarray(predictions)
   if labels.shape != predictions.shape:
@@ -37,6 +37,12 @@ def confusion(
       f"labels have shape {labels.shape} and predictions "
       f"{predictions.shape}; resize the predictions to the labels' size."
     )
+  for what, values in (("labels", labels), ("predictions", predictions)):
+    if values.dtype.kind not in "uib":
+      raise ValueError(
+        f"{what} are {values.dtype}; expected integers, one class a pixel: of"
+        " scores take the argmax."
+      )
   counted = labels != ignore
   labels, predictions = labels[counted], predictions[counted]
   _check_range("label", labels, num_classes, ignore)
