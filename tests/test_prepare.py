@@ -444,6 +444,27 @@ def test_prepared_data_know_their_categories(tmp_path):
     data.load("coco", "val", tmp_path / "out", {"num_images": 1})
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_splits_prepared_beside_each_other_add_up(tmp_path, overwrite):
+  root, out = write_folder(tmp_path / "in", 2), tmp_path / "out"
+  train, val = load(root), load(write_folder(root, 1, "val"), "val")
+
+  class Slow:
+    def __getattr__(self, name):
+      return getattr(val, name)
+
+    def __len__(self):
+      return len(val)
+
+    def __getitem__(self, index):  # meanwhile, another run
+      shards.prepare({"train": train}, out)
+      return val[index]
+
+  shards.prepare({"val": Slow()}, out, overwrite=overwrite)
+  assert_same(load(out), train)
+  assert_same(load(out, "val"), val)
+
+
 def test_what_is_read_is_not_overwritten(tmp_path):
   root, out = write_folder(tmp_path / "in", 2), tmp_path / "out"
   shards.prepare({"train": load(root)}, out)

@@ -89,6 +89,9 @@ def prepare(
     )
     lengths[split] = [len(ids) for ids in shards]
     about["ids"][split] = [key for ids in shards for key in ids]
+  if (directory / "dataset_info.json").is_file():
+    # Again: other splits may have been finished beside this run.
+    lengths = _merge(directory, about) | lengths
   _describe(directory, some, about, lengths)
 
 
