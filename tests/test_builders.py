@@ -416,6 +416,8 @@ def test_coco_errors_name_the_file_and_the_fix(tmp_path):
     ("images", lambda e: [e[0] | {"id": [1]}], r"id .*\(\[1\]\)"),
     ("categories", lambda e: [*e, {"id": 9, "name": "background"}],
      "named 'background'"),
+    ("categories", lambda e: [*e, {"id": "9", "name": "x"}],
+     r"several kinds: .*, '9'\]"),
     ("annotations", lambda e: [e[0] | {"segmentation": []}] * 2,
      "boxes alone: .* all 2 annotations is empty"),
   ],

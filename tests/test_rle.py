@@ -42,6 +42,8 @@ def test_polygon_of_whole_pixels():
     ({"size": [3, 4], "counts": [2, 3]}, "sum to 5"),
     ({"size": [4, 3], "counts": [12]}, r"size is \[4, 3\]"),
     ([[0, 0, 1, 1, 2, 2, 3]], "7 coordinates"),
+    ([[0, 0, 1, None, 2, 2]], "that are no numbers"),
+    ([[0, 0, 1, float("inf"), 2, 2]], "that are no numbers"),
   ],
 )
 def test_broken_segmentations_are_refused(segmentation, words):

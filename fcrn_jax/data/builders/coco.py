@@ -272,7 +272,14 @@ def _categories(
   listed: list[dict[str, Any]], which: str, file: pathlib.Path
 ) -> tuple[dict[int, int], tuple[str, ...]]:
   """Category 1 ... C by the json's id, and the names of 1 ... C."""
-  listed = sorted(listed, key=lambda category: category["id"])
+  try:
+    listed = sorted(listed, key=lambda category: category["id"])
+  except TypeError:
+    ids = [category["id"] for category in listed]
+    raise Broken(
+      f"{file} has categories whose ids are of several kinds: {ids}; write"
+      " whole numbers."
+    ) from None
   if which == "all":
     table = {category["id"]: k + 1 for k, category in enumerate(listed)}
     names = tuple(category["name"] for category in listed)

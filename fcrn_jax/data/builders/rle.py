@@ -95,6 +95,8 @@ def from_polygon(
   if len(polygon) < 6:
     return np.zeros((height, width), bool)
   points = np.asarray(polygon, np.float64).reshape(-1, 2)
+  if not np.isfinite(points).all():
+    raise ValueError("a polygon has coordinates that are no numbers.")
   fine = (points * _SCALE + 0.5).astype(np.int64)  # towards 0, as COCO does
   u, v = _walk(fine, np.roll(fine, -1, axis=0))
   step = np.flatnonzero(u[1:] != u[:-1])
