@@ -43,7 +43,7 @@ def run(options: dict[str, str]) -> list[dict]:
     name, {"semantic": 2, "boxes": 1}, width=int(options["width"])
   )
   apply_fn = true_maps_at_its_cost(model)
-  settings = instances.Options(max_instances=4096)
+  settings = instances.Options(num_masks=2, max_instances=4096)
   predictor = Predictor(
     apply_fn, model.stride, ("disc",), views=views, options=settings
   )

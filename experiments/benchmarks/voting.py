@@ -129,7 +129,8 @@ def _ours(case: Case) -> dict[str, Callable]:
 
   from fcrn_jax import instances
 
-  options = instances.Options(max_instances=case.slots)
+  # The limits are for masks of two categories a pixel.
+  options = instances.Options(num_masks=2, max_instances=case.slots)
   height, width = case.size
 
   def find(probs, boxes):
