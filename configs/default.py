@@ -112,6 +112,7 @@ def get_config() -> ConfigDict:
   config.instances = ConfigDict()  # see instances.Options
   config.instances.num_masks = 1
   config.instances.score_floor = 0.05
+  config.instances.min_score = 0.0
   config.instances.iou_threshold = 0.5
   config.instances.max_instances = 100
   config.instances.room = 4  # slots while voting per slot of the result

@@ -38,6 +38,7 @@ GRID = {
   "min_fill": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4),
   "min_extent": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6),
   "seeds": ("scores", "centers", "agreement"),
+  "min_score": (0.0, 0.5, 0.6, 0.7, 0.75, 0.8),
   "score_floor": (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
   "num_masks": (1, 2, 3),
   "region_overlap": (0.0, 0.1, 0.25, 0.5),

@@ -178,6 +178,14 @@ def test_small_clusters_are_dropped_by_area_in_image_pixels():
     assert found.valid.sum() == count
 
 
+def test_unsure_instances_are_dropped():
+  _, probs, boxes = two_squares()
+  for least, classes in ((0.0, [1, 1, 2]), (0.75, [1, 1]), (0.85, [1])):
+    options = instances.Options(num_masks=1, min_score=least, max_instances=3)
+    found = instances.extract(probs, boxes, options)
+    assert found.classes[found.valid].tolist() == classes
+
+
 def test_second_mask_recalls_what_background_wins():
   # A 2 x 2 object with 0.45 against the background's 0.55.
   probs = np.zeros((4, 4, 3), np.float32)

@@ -187,6 +187,7 @@ def _describe(ballot, votes, owners, options, image_size, stride):
   extent = boxes_lib.iou(extent, visible)
   valid = votes.valid.ravel() & (areas >= options.min_area)
   valid &= extent >= options.min_extent
+  valid &= votes.confidence.ravel() >= options.min_score
   return Hypotheses(
     boxes=boxes,
     classes=ballot.categories[seed],

@@ -16,8 +16,9 @@ MASKS = ("boxes", "scores", "blocks", "full")
 SEEDS = ("scores", "centers", "agreement")
 # A setting is at least 0 and below this.
 _LIMITS = {
-  "score_floor": 1, "iou_threshold": 1, "region_overlap": 1, "min_extent": 1,
-  "min_agreement": 1, "min_fill": math.inf, "min_area": math.inf,
+  "score_floor": 1, "min_score": 1, "iou_threshold": 1, "region_overlap": 1,
+  "min_extent": 1, "min_agreement": 1, "min_fill": math.inf,
+  "min_area": math.inf,
 }  # fmt: skip
 
 
@@ -25,6 +26,7 @@ _LIMITS = {
   jax.tree_util.register_dataclass,
   data_fields=[
     "score_floor",
+    "min_score",
     "iou_threshold",
     "region_overlap",
     "min_area",
@@ -48,6 +50,7 @@ class Options:
   # that are none (nuclei, TP/(TP+FP+FN) 0.676 for 0.859).
   num_masks: int = 1
   score_floor: float | Array = 0.05  # of a candidate's score
+  min_score: float | Array = 0.0  # of an instance's, the mean of its votes'
   iou_threshold: float | Array = 0.5  # of voting
   max_instances: int = 100
   # Slots while voting per slot of the result: fragments take some, too.
