@@ -8,7 +8,7 @@
 
 DIR (or $NUCLEI) is the data in VOC layout, see BUILD.md. TP/(TP+FP+FN) on
 val_fluo at IoU 0.5 and 0.7, cores of an AMD EPYC, jax 0.10.2, 2026-11-23, with
-config.data.instances_per_visit=0:
+data.instances_per_visit, instances.min_score and instances.min_area of 0:
 
   hour as it was, 54 min on four cores   0.859  0.753
   minutes, 13 on four cores              0.846  0.720
@@ -16,15 +16,15 @@ config.data.instances_per_visit=0:
   StarDist 0.9.2, 31 minutes on two      0.823  0.649
 
 gpu on an H100, jax 0.11.2, 2026-11-27, beside CamVid's training on the same
-GPU, 3.5 minutes, also without it        0.875  0.766
+GPU, 3.5 minutes, also without them      0.875  0.766
 
 As they are now, 2026-11-30, cores shared with other jobs, and touching nuclei
 found:
 
-  hour, 98 minutes on one core           0.876  0.769  0.834 (before 0.812)
-  minutes, 19 on two cores               0.832  0.726  0.790 (before 0.754)
+  hour, 98 minutes on one core           0.886  0.778  0.831
+  minutes, 19 on two cores               0.860  0.748  0.782
 
-instances_per_visit was chosen on train_fluo, see docs/errors.md.
+The three were chosen on train_fluo, see docs/errors.md.
 """
 
 import os
