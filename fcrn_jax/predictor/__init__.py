@@ -237,18 +237,14 @@ class Predictor:
 
     ValueError for maps that do not cover it.
     """
-    cells, size = maps.probs.shape[:2], image.shape[:2]
-    covered = tuple(math.ceil(n * self.stride) for n in cells)
+    size = image.shape[:2]
+    covered = tuple(math.ceil(n * self.stride) for n in maps.probs.shape[:2])
     if covered[0] < size[0] or covered[1] < size[1]:
       raise ValueError(
-        f"maps of {cells} cells cover {covered} pixels, and the image has"
-        f" {size}; pass the image that they were computed of."
+        f"the maps cover {covered} pixels, and the image has {size}; pass the"
+        " image that they were computed of."
       )
-    settings = (
-      self.options if options is None else options,
-      self.stride,
-      self.categories,
-    )
+    settings = options or self.options, self.stride, self.categories
     if self._is_large(image):
       result = large.group_large(maps, image, *settings, progress)
     else:
@@ -321,13 +317,11 @@ class Predictor:
   def _margin(self, image):
     """What it takes to scale to whole pixels, so that cells stay in place."""
     multiple = Fraction(self.input_scale).limit_denominator(16).denominator
-    margins = []
+    scale, margins = self.input_scale, []
     for length in image.shape[:2]:
       margin = -length % multiple
       # Of other scales, 0.33 say, rounding must not cut off the image's end.
-      while round((length + margin) * self.input_scale) < (
-        length * self.input_scale
-      ):
+      while round((length + margin) * scale) < length * scale:
         margin += multiple
       margins.append(margin)
     return margins
