@@ -133,7 +133,8 @@ def _processor_time(
   """Mean seconds of processor time of a call."""
   function(0)
   start, calls = time.process_time(), 0
-  while time.process_time() - start < seconds / 2:
+  # One call at least: other threads of this process may have spent the time.
+  while not calls or time.process_time() - start < seconds / 2:
     function(calls % number)
     calls += 1
   return (time.process_time() - start) / calls
