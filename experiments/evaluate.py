@@ -51,9 +51,8 @@ def main():
   config = checkpoint.read_config(workdir)
   dataset = common.load_split(config, _SPLIT.value, _DATA.value)
   # A quick look must not take the place of the full scores.
-  suffix = networks.suffix()
-  if 0 < _MAX_IMAGES.value < len(dataset):
-    suffix += f"_first_{_MAX_IMAGES.value}"
+  part = evaluation.part_suffix(dataset, _MAX_IMAGES.value)
+  suffix = networks.suffix() + part
   scores = evaluation.evaluate(
     predictor,
     dataset,

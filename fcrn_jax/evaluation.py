@@ -161,6 +161,11 @@ def file_stem(split: str, oracle: Oracle = "", suffix: str = "") -> str:
   return f"{split}_oracle_{oracle}{suffix}" if oracle else f"{split}{suffix}"
 
 
+def part_suffix(dataset: Any, max_images: int) -> str:
+  """What tells files of the first so many images from those of all."""
+  return f"_first_{max_images}" if 0 < max_images < len(dataset) else ""
+
+
 def draw(
   predictor: Predictor,
   examples: Sequence[Example],

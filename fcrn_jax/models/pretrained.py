@@ -178,17 +178,20 @@ def load_pretrained(
       f" {model.box_unit}; create it with box_unit={box_unit}."
     )
   conventions = weights.conventions
+  inputs = [str(conventions.preprocessing)]
+  if conventions.normalize:
+    inputs.append("normalized images")
+  if conventions.input_scale != 1:
+    inputs.append(f"images at {conventions.input_scale} times their size")
   # Said aloud where nobody has said what the images get, and it is not what
   # they would get by default.
-  usual = _alike(conventions.preprocessing, Preprocessing())
-  usual &= not conventions.normalize and conventions.input_scale == 1
+  usual = len(inputs) == 1 and _alike(
+    conventions.preprocessing, Preprocessing()
+  )
   logging.log(
     logging.INFO if usual or preprocessing is not None else logging.WARNING,
-    "%s: %d arrays loaded; they expect %s%s%s.",
-    name, len(found), conventions.preprocessing,
-    ", normalized images" * conventions.normalize,
-    f", images at {conventions.input_scale} times their size"
-    * (conventions.input_scale != 1),
+    "%s: %d arrays loaded; they expect %s.",
+    name, len(found), ", ".join(inputs),
   )  # fmt: skip
   merged = wanted | {key: jnp.asarray(flat[key]) for key in found}
   return traverse_util.unflatten_dict(merged, sep="/")

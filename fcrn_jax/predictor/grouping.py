@@ -247,12 +247,10 @@ def draw_evidence(
   """A panel with the votes for `number` instances, see Predictor.explain."""
   evidence, pictures, titles = result.evidence, [], []
   points = boxes_lib.cell_points(*maps.probs.shape[:2], stride, np)
-  ranks = np.arange(len(result))
-  if len(ranks) > number:
-    ranks = np.delete(
-      ranks, np.s_[number - number // 2 : -(number // 2) or None]
-    )
-  for k in ranks:
+  count = len(result)
+  worst = min(number, count) // 2
+  best = min(number, count) - worst
+  for k in [*range(best), *range(count - worst, count)]:
     cells = (evidence.owners == k).any(axis=(0, 1))
     # The seed first.
     cells[tuple(evidence.seeds[k])] = False
@@ -264,7 +262,7 @@ def draw_evidence(
     )
     y, x = voters[0]
     titles.append(
-      f"{k + 1} of {len(result)}: {result.categories[result.classes[k] - 1]}"
+      f"{k + 1} of {count}: {result.categories[result.classes[k] - 1]}"
       f" {result.scores[k]:.2f} at {y:.0f}, {x:.0f};"
       f" {evidence.num_votes[k]} votes, spread {evidence.spread[k]:.1f},"
       f" fill {evidence.fill[k]:.2f}"

@@ -366,7 +366,6 @@ def _numbers(scores, prefix):
 
 def _evaluate(config, predictor, train_data, val_data, workdir, max_images=0):
   """evaluation.evaluate as the config says; a part has a file of its own."""
-  part = 0 < max_images < len(val_data)
   return evaluation.evaluate(
     predictor,
     val_data,
@@ -376,6 +375,6 @@ def _evaluate(config, predictor, train_data, val_data, workdir, max_images=0):
     allow_leak=config.allow_leak,
     train_sets=[train_data],
     on_error=config.data.on_error,
-    suffix=f"_first_{max_images}" if part else "",
+    suffix=evaluation.part_suffix(val_data, max_images),
     progress=sys.stderr.isatty(),
   )
